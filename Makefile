@@ -1,0 +1,48 @@
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+FOLDERS := protocol shm backends server tools
+
+.DEFAULT_GOAL := help
+.PHONY: help dev serve test check bench docs clean
+
+help:
+	@echo "make serve   install, build the sample archives, start the server on them, show a prediction"
+	@echo "make test    install, run every test"
+	@echo "make check   format, lint and strict types"
+	@echo "make bench   our server beside its own ceilings, as ratios"
+	@echo "make docs    run the examples in README.md and docs/"
+	@echo "make dev     install into $(VENV), nothing else"
+	@echo "make clean   remove what the targets above made"
+
+# The stamp holds the last install; a change of the package list or the constraints renews it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,dev]'
+	mkdir -p .typing/ringserve
+	for folder in $(FOLDERS); do ln -sfn ../../$$folder .typing/ringserve/$$folder; done
+	touch $@
+
+dev: $(VENV)/.installed
+
+serve: dev
+	$(BIN)/python examples/digits/serve.py
+
+test: dev
+	$(BIN)/pytest -q
+
+check: dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: dev
+	$(BIN)/python benchmarks/bench.py
+
+docs: dev
+	$(BIN)/pytest -q tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) .typing .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info logs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find model_repository -mindepth 1 ! -name README.md -delete

@@ -1,0 +1,97 @@
+"""What a backend is: three calls, made by a worker, from one thread.
+
+    load(model) -> Signature     once, before any batch
+    execute(batch) -> None       reads `batch.inputs` or `batch.requests`, fills `batch.outputs` or `batch.replies`
+    close() -> None              once, after the last batch
+
+A typed signature (declared inputs) gives the backend one array per input, a view of the slab; an empty signature gives
+it byte payloads. A backend raises a `RingServeError` to answer the whole batch with it; any other exception is answered
+as `PredictionFailed` and logged with its traceback.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ringserve.protocol.errors import RingServeError
+from ringserve.protocol.tensor import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One model version as its worker sees it.
+
+    `device` is "cpu" or "cuda:<n>"; `gpu_id` is that n, or None on the CPU. `handler` is the manifest's entry point
+    (`module[:function]`); `config` is the parsed model-config.yaml ({} without one).
+    """
+
+    name: str
+    version: str
+    model_dir: Path
+    handler: str
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+    batch_size_max: int
+    device: str = "cpu"
+    gpu_id: int | None = None
+    decode_input_request: bool = True
+    limit_max_image_pixels: bool = True
+    server_version: str = "0.0.0"
+
+
+class InputPart(NamedTuple):
+    """One named input of a byte-payload request. `data` is a read-only view of the slab, valid during `execute`."""
+
+    name: str
+    content_type: str
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One byte-payload row. Header names are lower case."""
+
+    request_id: str
+    headers: Mapping[str, str]
+    parts: Sequence[InputPart]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one byte-payload row. `content_type` None sends no such header."""
+
+    body: bytes | bytearray | memoryview
+    content_type: str | None = None
+    status: int = 200
+    phrase: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch. Typed: `inputs` and `outputs` are arrays `[rows, *shape]` by name, views of the slab. The inputs are not to be written to.
+
+    Undeclared: `requests` has one entry a row and `replies` must be given one `Reply` or error a row.
+    """
+
+    rows: int
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    requests: Sequence[Request] = ()
+    replies: list[Reply | RingServeError] = field(default_factory=list)
+
+
+class Backend(Protocol):
+    """Implemented by every file named `*_backend.py`."""
+
+    def load(self, model: LoadedModel) -> Signature:
+        """Load the model and say what it takes. Raises `InvalidModel`, or whatever the model's own code raises."""
+
+    def execute(self, batch: Batch) -> None:
+        """Answer every row of the batch."""
+
+    def close(self) -> None:
+        """Let go of the model."""

@@ -1,0 +1,147 @@
+"""The one tree of errors. The type carries the answer: HTTP status, TorchServe's class name, a code, and whether to retry.
+
+    RingServeError
+    ├── ClientError                     the request is at fault; the same request will fail again
+    │   ├── BadRequest              400
+    │   ├── InvalidModel            400   an archive that cannot be served
+    │   ├── DownloadFailed          400
+    │   ├── InvalidVersionUse       403   removing a default version that still has siblings
+    │   ├── NotFound                404
+    │   │   ├── ModelNotFound       404
+    │   │   └── VersionNotFound     404
+    │   ├── MethodNotAllowed        405
+    │   ├── Conflict                409
+    │   └── BodyTooLarge            413
+    └── ServerError                     the server or the model is at fault
+        ├── Internal                500
+        ├── WorkerLost              500   the process that ran the request died
+        ├── WorkerStartFailed       500
+        ├── NoWorker                503   retry: nobody serves this version now
+        ├── QueueFull               503   retry: `job_queue_size` requests already wait
+        ├── ShuttingDown            503   retry elsewhere
+        ├── PredictionFailed        503   the model raised, or answered out of contract
+        ├── RequestTimeout          408   a management operation took too long
+        └── OutOfResources          507
+
+Statuses and `type` names are TorchServe 0.12's (its REST errors, `{"code", "type", "message"}`).
+"""
+
+from typing import ClassVar
+
+
+class RingServeError(Exception):
+    """Base of everything the server answers with. `str(error)` is the sentence the client reads."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "InternalServerException"
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.http_status = self.status if status is None else status
+
+
+class ClientError(RingServeError):
+    status, type, code = 400, "BadRequestException", "bad_request"
+
+
+class BadRequest(ClientError):
+    """A parameter or body is not what the route or the model declares."""
+
+
+class InvalidModel(ClientError):
+    """The archive, its manifest or its configuration cannot be served."""
+
+    type, code = "InvalidModelException", "invalid_model"
+
+
+class DownloadFailed(ClientError):
+    """The archive's source could not be read."""
+
+    type, code = "DownloadArchiveException", "download_failed"
+
+
+class InvalidVersionUse(ClientError):
+    """The operation is not allowed on this version."""
+
+    status, type, code = 403, "InvalidModelVersionException", "invalid_version_use"
+
+
+class NotFound(ClientError):
+    """No such route."""
+
+    status, type, code = 404, "ResourceNotFoundException", "not_found"
+
+
+class ModelNotFound(NotFound):
+    type, code = "ModelNotFoundException", "model_not_found"
+
+
+class VersionNotFound(NotFound):
+    type, code = "ModelVersionNotFoundException", "version_not_found"
+
+
+class MethodNotAllowed(ClientError):
+    status, type, code = 405, "MethodNotAllowedException", "method_not_allowed"
+
+
+class Conflict(ClientError):
+    status, type, code = 409, "ConflictStatusException", "conflict"
+
+
+class BodyTooLarge(ClientError):
+    """The body is longer than `max_request_size`."""
+
+    status, type, code = 413, "RequestEntityTooLargeException", "body_too_large"
+
+
+class ServerError(RingServeError):
+    pass
+
+
+class Internal(ServerError):
+    """Our own mistake: an invariant that did not hold."""
+
+
+class WorkerLost(ServerError):
+    """The worker died while it ran the request. Status 507 when the kernel killed it for memory."""
+
+    code, retryable = "worker_lost", True
+
+
+class WorkerStartFailed(ServerError):
+    """No worker could load the model; the message ends with the last lines of its stderr."""
+
+    code = "worker_start_failed"
+
+
+class NoWorker(ServerError):
+    status, type, code, retryable = 503, "ServiceUnavailableException", "no_worker", True
+
+
+class QueueFull(ServerError):
+    """`job_queue_size` requests already wait for this version."""
+
+    status, type, code, retryable = 503, "ServiceUnavailableException", "queue_full", True
+
+
+class ShuttingDown(ServerError):
+    status, type, code, retryable = 503, "ServiceUnavailableException", "shutting_down", True
+
+
+class PredictionFailed(ServerError):
+    """The model raised, or its answer broke the handler contract."""
+
+    status, code = 503, "prediction_failed"
+
+
+class RequestTimeout(ServerError):
+    status, type, code, retryable = 408, "RequestTimeoutException", "request_timeout", True
+
+
+class OutOfResources(ServerError):
+    """The model ran out of memory, host or device."""
+
+    status, code = 507, "out_of_resources"

@@ -1,0 +1,40 @@
+"""What travels beside a byte payload in a slab: the head of a request row and the head of a reply row.
+
+Typed models need neither: their rows are arrays. For handlers, the front end writes a `RequestHead` and then the parts
+of the body; the worker answers with an optional `ReplyHead` and the body.
+"""
+
+import msgspec
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One named input of a request. A plain body is one part named `body`; a form has one per field.
+
+    `offset` and `length` are bytes within the row's body.
+    """
+
+    name: str
+    content_type: str
+    offset: int
+    length: int
+
+
+class RequestHead(msgspec.Struct, frozen=True, array_like=True):
+    """The request without its bytes. `headers` keys are lower case, as HTTP says they compare."""
+
+    request_id: str
+    headers: dict[str, str]
+    parts: tuple[Part, ...]
+
+
+class ReplyHead(msgspec.Struct, frozen=True, array_like=True):
+    """What a handler set on one answer. `phrase` may be empty: the status' own phrase is used."""
+
+    status: int = 200
+    phrase: str = ""
+    headers: dict[str, str] = {}
+
+
+encode_head = msgspec.msgpack.Encoder().encode
+decode_request_head = msgspec.msgpack.Decoder(RequestHead).decode
+decode_reply_head = msgspec.msgpack.Decoder(ReplyHead).decode
