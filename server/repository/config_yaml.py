@@ -1,0 +1,77 @@
+"""Reads one YAML mapping from an untrusted file.
+
+YAML can name a value once and repeat it by alias: a few lines may stand for billions of values, or for one that holds
+itself. So the size the document would have written out is counted on its node graph before anything is built from it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ringserve.protocol.errors import InvalidModel
+
+FILE_BYTES_MAX = 256 << 10
+VALUES_MAX = 100_000
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in `path`; an empty file is an empty one. Raises `InvalidModel` with the line of the mistake."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidModel(f"{path.name} cannot be read: {error.strerror}") from error
+    if len(text) > FILE_BYTES_MAX:
+        raise InvalidModel(f"{path.name}: expected at most {FILE_BYTES_MAX} bytes, got more")
+    try:
+        return _parse(text, path.name)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InvalidModel(
+            f"{path.name}{line}: expected YAML, got an error: {error.problem or error.context}"
+        ) from error
+    except yaml.reader.ReaderError as error:
+        number = text.count(b"\n", 0, error.position) + 1
+        raise InvalidModel(f"{path.name}, line {number}: expected YAML text, got {error.reason}") from error
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
+        raise InvalidModel(f"{path.name}: expected YAML, got an error: {error}") from error
+    except RecursionError as error:
+        raise InvalidModel(f"{path.name}: expected YAML of moderate depth, got too many nested values") from error
+
+
+def _parse(text: bytes, file_name: str) -> dict[str, Any]:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        line = root.start_mark.line + 1
+        if not isinstance(root, yaml.MappingNode):
+            got = "a list" if isinstance(root, yaml.SequenceNode) else f"{root.value!r:.100}"
+            raise InvalidModel(f"{file_name}, line {line}: expected a mapping of keys to values, got {got}")
+        if _written_out(root, {}, file_name) > VALUES_MAX:
+            raise InvalidModel(f"{file_name}, line {line}: expected at most {VALUES_MAX} values, got more")
+        value: dict[str, Any] = loader.construct_document(root)
+        return value
+    finally:
+        loader.dispose()
+
+
+def _written_out(node: yaml.Node, sizes: dict[int, int | None], file_name: str) -> int:
+    """How many values `node` stands for with all aliases written out. `sizes` remembers nodes, None while inside one."""
+    known = sizes.get(id(node), -1)
+    if known is None:
+        line = node.start_mark.line + 1
+        raise InvalidModel(f"{file_name}, line {line}: expected a value that ends, got one that holds itself")
+    if known >= 0:
+        return known
+    sizes[id(node)] = None
+    total = 1
+    if isinstance(node, yaml.SequenceNode):
+        total += sum(_written_out(child, sizes, file_name) for child in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        total += sum(_written_out(child, sizes, file_name) for pair in node.value for child in pair)
+    sizes[id(node)] = total
+    return total

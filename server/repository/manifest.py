@@ -1,0 +1,156 @@
+"""What an archive says about itself: `MAR-INF/MANIFEST.json`, checked against the files that came with it.
+
+Keys, defaults and sentences are TorchServe 0.12's; that it says `signature.json` for a broken manifest is part of them.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from ringserve.protocol.errors import InvalidModel
+
+MANIFEST_PATH = PurePosixPath("MAR-INF/MANIFEST.json")
+MANIFEST_BYTES_MAX = 1 << 20
+RUNTIMES = ("python", "python3", "LSP")
+DEFAULT_RUNTIME = "python"
+DEFAULT_VERSION = "1.0"
+DEFAULT_HANDLER = "default_service_handler"
+NAME_CHARS_MAX = 256
+# Names and versions become path segments of the API, labels of metrics and words of log lines.
+UNUSABLE_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The parsed manifest. File names are relative to the model's folder and exist there; absent ones are None.
+
+    `handler` is `file.py`, `module` or the name of a default handler, each with an optional `:function`. `raw` is the
+    whole JSON object as handlers see it.
+    """
+
+    model_name: str
+    model_version: str = DEFAULT_VERSION
+    handler: str = DEFAULT_HANDLER
+    serialized_file: str | None = None
+    model_file: str | None = None
+    requirements_file: str | None = None
+    config_file: str | None = None
+    runtime: str = DEFAULT_RUNTIME
+    raw: dict[str, Any] = {}
+
+
+def read_manifest(model_dir: Path, name_if_absent: str | None = None) -> Manifest:
+    """The manifest of an unpacked model.
+
+    `name_if_absent` stands in for a manifest that names no model. Raises `InvalidModel` with the first thing wrong.
+    """
+    raw = _read_json(model_dir)
+    runtime = raw.get("runtime")
+    if runtime is None:
+        runtime = DEFAULT_RUNTIME
+    if runtime not in RUNTIMES:
+        expected = f"expected one of {', '.join(RUNTIMES)}, got {runtime!r}"
+        raise InvalidModel(f"Runtime is not defined or invalid. {MANIFEST_PATH}: {expected}")
+    model = raw.get("model")
+    if model is None:
+        raise InvalidModel("Missing Model entry in manifest file.")
+    if not isinstance(model, dict):
+        raise InvalidModel(f"Missing Model entry in manifest file. Expected an object, got {model!r}")
+    return Manifest(
+        model_name=_name(model, name_if_absent),
+        model_version=_version(model),
+        handler=_handler(model_dir, model),
+        serialized_file=_file(model_dir, model, "serializedFile"),
+        model_file=_file(model_dir, model, "modelFile"),
+        requirements_file=_file(model_dir, model, "requirementsFile"),
+        config_file=_file(model_dir, model, "configFile"),
+        runtime=runtime,
+        raw=raw,
+    )
+
+
+def _read_json(model_dir: Path) -> dict[str, Any]:
+    path = model_dir / MANIFEST_PATH
+    try:
+        with path.open("rb") as file:
+            text = file.read(MANIFEST_BYTES_MAX + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InvalidModel(f"{MANIFEST_PATH} is missing: a model archive or folder must hold one") from error
+    except OSError as error:
+        raise InvalidModel(f"{MANIFEST_PATH} cannot be read: {error.strerror}") from error
+    if len(text) > MANIFEST_BYTES_MAX:
+        raise InvalidModel(f"{MANIFEST_PATH}: expected at most {MANIFEST_BYTES_MAX} bytes, got more")
+    try:
+        raw = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidModel(f"Failed to parse signature.json. {MANIFEST_PATH}: {error}") from error
+    if not isinstance(raw, dict):
+        got = type(raw).__name__
+        raise InvalidModel(f"Failed to parse signature.json. {MANIFEST_PATH}: expected a JSON object, got {got}")
+    return raw
+
+
+def _text(model: Mapping[str, Any], key: str) -> str | None:
+    value = model.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidModel(f"{MANIFEST_PATH}: model.{key}: expected a string, got {value!r}")
+
+
+def _name(model: Mapping[str, Any], name_if_absent: str | None) -> str:
+    name = _text(model, "modelName") or name_if_absent
+    if not name:
+        raise InvalidModel("Model name is not defined.")
+    return _usable("modelName", name)
+
+
+def _version(model: Mapping[str, Any]) -> str:
+    version = model.get("modelVersion", DEFAULT_VERSION)
+    # Hand-written manifests say `"modelVersion": 1.0`; TorchServe takes the number's text.
+    if isinstance(version, int | float) and not isinstance(version, bool):
+        version = str(version)
+    if version is None or version == "":
+        raise InvalidModel("Model version is not defined.")
+    if not isinstance(version, str):
+        raise InvalidModel(f"{MANIFEST_PATH}: model.modelVersion: expected a string, got {version!r}")
+    return _usable("modelVersion", version)
+
+
+def _usable(key: str, value: str) -> str:
+    if len(value) > NAME_CHARS_MAX or UNUSABLE_IN_NAMES.search(value):
+        expected = f"at most {NAME_CHARS_MAX} characters without slashes and control characters"
+        raise InvalidModel(f"{MANIFEST_PATH}: model.{key}: expected {expected}, got {value[:NAME_CHARS_MAX]!r}")
+    return value
+
+
+def _file(model_dir: Path, model: Mapping[str, Any], key: str) -> str | None:
+    name = _text(model, key)
+    if not name:
+        return None
+    _check_inside(key, name)
+    if not (model_dir / name).exists():
+        raise InvalidModel(f"{MANIFEST_PATH} names {key} {name!r}, but the archive holds no such file")
+    return name
+
+
+def _handler(model_dir: Path, model: Mapping[str, Any]) -> str:
+    """A handler named without `.py` may be one of the default handlers, so only a named file must be there."""
+    handler = _text(model, "handler")
+    if not handler:
+        return DEFAULT_HANDLER
+    path = handler.partition(":")[0]
+    _check_inside("handler", path)
+    # Workers import the last component of the path from the model's folder, as archives made from `src/handler.py` need.
+    candidates = (model_dir / path, model_dir / PurePosixPath(path).name)
+    if path.endswith(".py") and not any(candidate.is_file() for candidate in candidates):
+        raise InvalidModel(f"{MANIFEST_PATH} names handler {handler!r}, but the archive holds no file {path!r}")
+    return handler
+
+
+def _check_inside(key: str, name: str) -> None:
+    """Judged by spelling: an archive cannot hold links, and links in a no-archive folder are its owner's choice."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.name:
+        raise InvalidModel(f"{MANIFEST_PATH}: model.{key}: expected a path inside the model's folder, got {name!r}")

@@ -1,0 +1,91 @@
+"""The `inputs:` and `outputs:` of model-config.yaml: which arrays a model takes and gives, one row at a time.
+
+inputs:
+  - {name: x, dtype: float32, shape: [3, 224, 224]}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ringserve.protocol.errors import InvalidModel
+from ringserve.protocol.tensor import ITEM_BYTES, Signature, TensorSpec
+
+TENSORS_MAX = 64
+DIMENSIONS_MAX = 32  # numpy 1's own bound
+NAME_CHARS_MAX = 256
+ROW_BYTES_MAX = 1 << 30
+KEYS = ("name", "dtype", "shape")
+
+# Triton's and torch's words for numpy's types. `float` is torch's, four bytes; numpy's own `float` would be eight.
+DTYPE_ALIASES = {
+    "BOOL": "bool",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+    "half": "float16",
+    "float": "float32",
+    "double": "float64",
+    "byte": "uint8",
+    "char": "int8",
+    "short": "int16",
+    "int": "int32",
+    "long": "int64",
+}
+assert set(DTYPE_ALIASES.values()) <= ITEM_BYTES.keys()
+
+
+def parse_signature(raw: Mapping[str, Any], file_name: str) -> Signature:
+    """The signature a configuration declares, empty when it declares none. Raises `InvalidModel`."""
+    inputs = _specs(raw, "inputs", file_name)
+    outputs = _specs(raw, "outputs", file_name)
+    if outputs and not inputs:
+        raise InvalidModel(f"{file_name}: inputs: expected a list beside outputs, got none")
+    return Signature(inputs, outputs)
+
+
+def _specs(raw: Mapping[str, Any], key: str, file_name: str) -> tuple[TensorSpec, ...]:
+    if key not in raw:
+        return ()
+    entries = raw[key]
+    if not isinstance(entries, list) or not 0 < len(entries) <= TENSORS_MAX:
+        raise InvalidModel(f"{file_name}: {key}: expected a list of 1 to {TENSORS_MAX} tensors, got {entries!r:.200}")
+    specs = tuple(_spec(entry, f"{file_name}: {key}[{index}]") for index, entry in enumerate(entries))
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise InvalidModel(f"{file_name}: {key}: expected every name once, got {', '.join(names)}")
+    row_bytes = sum(spec.row_bytes for spec in specs)
+    if row_bytes > ROW_BYTES_MAX:
+        raise InvalidModel(f"{file_name}: {key}: expected at most {ROW_BYTES_MAX} bytes a row, got {row_bytes:,}")
+    return specs
+
+
+def _spec(entry: object, where: str) -> TensorSpec:
+    if not isinstance(entry, dict) or set(entry) != set(KEYS):
+        raise InvalidModel(f"{where}: expected the keys {', '.join(KEYS)}, got {entry!r:.200}")
+    name = entry["name"]
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+        expected = f"a name of 1 to {NAME_CHARS_MAX} printable characters"
+        raise InvalidModel(f"{where}.name: expected {expected}, got {name!r:.200}")
+    return TensorSpec(name, _dtype(entry["dtype"], where), _shape(entry["shape"], where))
+
+
+def _dtype(value: object, where: str) -> str:
+    if isinstance(value, str):
+        word = value.removeprefix("torch.")
+        word = DTYPE_ALIASES.get(word, word)
+        if word in ITEM_BYTES:
+            return word
+    raise InvalidModel(f"{where}.dtype: expected one of {', '.join(ITEM_BYTES)}, got {value!r:.200}")
+
+
+def _shape(value: object, where: str) -> tuple[int, ...]:
+    """One row's shape: [] is a scalar a row."""
+    if isinstance(value, list) and len(value) <= DIMENSIONS_MAX and all(_is_dimension(entry) for entry in value):
+        return tuple(value)
+    expected = f"a list of at most {DIMENSIONS_MAX} positive integers without the batch dimension"
+    raise InvalidModel(f"{where}.shape: expected {expected}, got {value!r:.200}")
+
+
+def _is_dimension(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= ROW_BYTES_MAX

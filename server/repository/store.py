@@ -1,0 +1,123 @@
+"""The model store: a folder of archives that clients may name, and the folders they are unpacked into.
+
+Only names inside the store are served. Remote sources (http, https, s3, file) are denied.
+"""
+
+import os
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringserve.protocol.errors import Internal, ModelNotFound
+from ringserve.server.repository.archive import ACCEPTED_SUFFIXES, extract
+from ringserve.server.repository.manifest import MANIFEST_PATH, Manifest, read_manifest
+from ringserve.server.repository.model_config import ModelConfig, read_model_config
+
+REMOTE = re.compile(r"(?:https?|s3|file):", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedModel:
+    """A model ready for workers. `temporary`: `model_dir` was made for it and goes with `ModelStore.discard`."""
+
+    manifest: Manifest
+    config: ModelConfig
+    model_dir: Path
+    temporary: bool
+
+
+class ModelStore:
+    """Archives below `root`, unpacked below `work_dir`/models. Nothing is touched before the first call."""
+
+    def __init__(self, root: Path, work_dir: Path) -> None:
+        self._root = root
+        self._models_dir = work_dir / "models"
+
+    def locate(self, url: str | None) -> Path:
+        """The archive or folder a client means. Raises `ModelNotFound` with TorchServe's sentences."""
+        if not url:
+            raise ModelNotFound("empty url")
+        if ".." in url:
+            raise ModelNotFound(f"Relative path is not allowed in url: {url}")
+        if REMOTE.match(url):
+            raise ModelNotFound(f"Given URL {url} does not match any allowed URL(s)")
+        # TorchServe takes the last component of any path: `/any/folder/x.mar` is the store's `x.mar`.
+        name = re.split(r"[/\\]", url.rstrip("/"))[-1]
+        path = self._root / name
+        if name in ("", ".") or not (_is_file(path) or _is_dir(path)):
+            raise ModelNotFound(f"Model not found at: {url}")
+        return path
+
+    def entries(self) -> list[str]:
+        """The names that `load_models=all` means, sorted. Raises `ModelNotFound` when the store is not a folder."""
+        if not _is_dir(self._root):
+            raise ModelNotFound(f"Model store not found at: {self._root}")
+        return sorted(path.name for path in self._root.iterdir() if _is_model(path))
+
+    def unpack(self, path: Path, name_if_absent: str | None = None) -> UnpackedModel:
+        """Make the model at `path` (from `locate`) ready: archives in a fresh folder, folders where they are.
+
+        `name_if_absent` names a model whose manifest does not. Raises `InvalidModel` when it cannot be served and
+        `Internal` when the disk refuses; neither leaves a folder behind.
+        """
+        if _is_dir(path):
+            return _read_model(path, name_if_absent, temporary=False)
+        try:
+            model_dir = self._fresh_dir()
+            try:
+                extract(path, model_dir)
+                return _read_model(model_dir, name_if_absent, temporary=True)
+            except BaseException:
+                shutil.rmtree(model_dir, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise Internal(f"Failed to save model: {path.name} ({error.strerror or error})") from error
+
+    def discard(self, unpacked: UnpackedModel) -> None:
+        """Remove what `unpack` made. A folder of the store stays, and a second call does nothing."""
+        if unpacked.temporary and unpacked.model_dir.parent == self._models_dir:
+            shutil.rmtree(unpacked.model_dir, ignore_errors=True)
+
+    def _fresh_dir(self) -> Path:
+        self._models_dir.mkdir(parents=True, exist_ok=True)
+        # Workers run what lies below: in a shared temporary folder, somebody else's `models` must fail here (EPERM).
+        os.chmod(self._models_dir, 0o700)
+        model_dir = self._models_dir / uuid.uuid4().hex
+        model_dir.mkdir(mode=0o700)
+        return model_dir
+
+
+def fallback_name(path: Path) -> str:
+    """The name at start-up of a model whose manifest has none: the file's, with other than word characters as `_`."""
+    return re.sub(r"\W", "_", path.stem if path.suffix.lower() in ACCEPTED_SUFFIXES else path.name)
+
+
+def _read_model(model_dir: Path, name_if_absent: str | None, *, temporary: bool) -> UnpackedModel:
+    manifest = read_manifest(model_dir, name_if_absent)
+    config = read_model_config(model_dir / manifest.config_file if manifest.config_file else None)
+    return UnpackedModel(manifest, config, model_dir, temporary)
+
+
+def _is_model(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    if path.suffix.lower() in ACCEPTED_SUFFIXES and _is_file(path):
+        return True
+    return _is_file(path / MANIFEST_PATH)
+
+
+def _is_file(path: Path) -> bool:
+    """Like `Path.is_file`, and also False for a name too long for the disk or behind a folder we may not enter."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

@@ -1,0 +1,196 @@
+"""The store: which name means which path, and folders that come and go with their models."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from ringserve.protocol.errors import Internal, InvalidModel, ModelNotFound
+from ringserve.server.repository import store as store_module
+from ringserve.server.repository.manifest import Manifest
+from ringserve.server.repository.model_config import ModelConfig
+from ringserve.server.repository.store import ModelStore, UnpackedModel, fallback_name
+
+MANIFEST = json.dumps({"model": {"modelName": "m", "configFile": "model-config.yaml"}})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A model store with an archive, a no-archive model and what else people leave in such a folder."""
+    root = tmp_path / "store"
+    (root / "folder_model/MAR-INF").mkdir(parents=True)
+    (root / "folder_model/MAR-INF/MANIFEST.json").write_text(MANIFEST)
+    (root / "folder_model/model-config.yaml").write_text("batchSize: 4")
+    (root / "plain_folder").mkdir()
+    (root / "README.md").write_text("not a model")
+    write_mar(root / "b.mar")
+    write_mar(root / ".hidden.mar")
+    return root
+
+
+@pytest.fixture
+def store(root: Path, tmp_path: Path) -> ModelStore:
+    return ModelStore(root, tmp_path / "work")
+
+
+def write_mar(path: Path, manifest: str = MANIFEST) -> None:
+    with ZipFile(path, "w") as bundle:
+        bundle.writestr("MAR-INF/MANIFEST.json", manifest)
+        bundle.writestr("model-config.yaml", "batchSize: 2")
+
+
+def test_the_constructor_touches_nothing(tmp_path: Path) -> None:
+    ModelStore(tmp_path / "store", tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["b.mar", "/any/folder/b.mar", "./b.mar", "C:\\models\\b.mar", "ftp://host/b.mar"])
+def test_the_last_component_names_an_archive_of_the_store(store: ModelStore, root: Path, url: str) -> None:
+    assert store.locate(url) == root / "b.mar"
+
+
+@pytest.mark.parametrize("url", ["folder_model", "folder_model/", "/elsewhere/folder_model"])
+def test_a_folder_of_the_store_can_be_named(store: ModelStore, root: Path, url: str) -> None:
+    assert store.locate(url) == root / "folder_model"
+
+
+@pytest.mark.parametrize("url", [None, ""])
+def test_an_empty_url_is_refused(store: ModelStore, url: str | None) -> None:
+    with pytest.raises(ModelNotFound, match=r"^empty url$"):
+        store.locate(url)
+
+
+@pytest.mark.parametrize("url", ["../b.mar", "x/../b.mar", "..", "b..mar", "http://host/../b.mar"])
+def test_a_relative_url_is_refused(store: ModelStore, url: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        store.locate(url)
+    assert str(caught.value) == f"Relative path is not allowed in url: {url}"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/b.mar", "HTTPS://host/b.mar", "s3://bucket/b.mar", "file:///b.mar", "file:b.mar"]
+)
+def test_a_remote_url_is_denied_even_when_the_store_has_the_file(store: ModelStore, url: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        store.locate(url)
+    assert str(caught.value) == f"Given URL {url} does not match any allowed URL(s)"
+
+
+@pytest.mark.parametrize("url", ["gone.mar", "/", ".", "x/.", "n" * 5000, "a\0b.mar", "\ud800.mar"])
+def test_what_the_store_does_not_hold_is_not_found(store: ModelStore, url: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        store.locate(url)
+    assert str(caught.value) == f"Model not found at: {url}"
+
+
+def test_a_folder_outside_the_store_cannot_be_named(store: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / "outside/MAR-INF").mkdir(parents=True)
+    with pytest.raises(ModelNotFound):
+        store.locate(str(tmp_path / "outside"))
+
+
+def test_entries_are_the_models_and_nothing_else(store: ModelStore, root: Path) -> None:
+    write_mar(root / "a.mar")
+    (root / "dangling.mar").symlink_to(root / "gone")
+    (root / "folder.mar").mkdir()
+    (root / "later.tar.gz").write_bytes(b"")
+    assert store.entries() == ["a.mar", "b.mar", "folder_model"]
+
+
+def test_entries_of_a_missing_store_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"^Model store not found at: "):
+        ModelStore(tmp_path / "absent", tmp_path).entries()
+
+
+def test_an_archive_is_unpacked_into_a_private_folder_of_its_own(store: ModelStore, root: Path, tmp_path: Path) -> None:
+    first, second = store.unpack(root / "b.mar"), store.unpack(root / "b.mar")
+    assert first.model_dir != second.model_dir
+    assert first.model_dir.parent == second.model_dir.parent == tmp_path / "work/models"
+    assert first.temporary
+    assert first.manifest.model_name == "m"
+    assert first.config.batch_size == 2
+    assert (first.model_dir / "model-config.yaml").read_text() == "batchSize: 2"
+    for folder in (first.model_dir, first.model_dir.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_model_is_used_where_it_is(store: ModelStore, root: Path, tmp_path: Path) -> None:
+    unpacked = store.unpack(root / "folder_model")
+    assert (unpacked.model_dir, unpacked.temporary) == (root / "folder_model", False)
+    assert unpacked.config.batch_size == 4
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_without_a_manifest_is_no_model(store: ModelStore, root: Path) -> None:
+    with pytest.raises(InvalidModel, match="is missing"):
+        store.unpack(store.locate("plain_folder"))
+
+
+def test_a_config_that_the_manifest_does_not_name_is_not_read(store: ModelStore, root: Path) -> None:
+    write_mar(root / "b.mar", '{"model": {"modelName": "m"}}')
+    assert store.unpack(root / "b.mar").config == ModelConfig()
+
+
+def test_a_name_is_given_to_a_model_without_one(store: ModelStore, root: Path) -> None:
+    write_mar(root / "my-net v2.mar", '{"model": {}}')
+    path = store.locate("my-net v2.mar")
+    assert store.unpack(path, fallback_name(path)).manifest.model_name == "my_net_v2"
+    with pytest.raises(InvalidModel, match="Model name is not defined"):
+        store.unpack(path)
+
+
+@pytest.mark.parametrize("manifest", ["{", '{"model": {"modelName": "m", "configFile": "MAR-INF/MANIFEST.json"'])
+def test_a_model_that_cannot_be_read_leaves_no_folder(
+    store: ModelStore, root: Path, tmp_path: Path, manifest: str
+) -> None:
+    write_mar(root / "b.mar", manifest)
+    with pytest.raises(InvalidModel):
+        store.unpack(root / "b.mar")
+    assert list((tmp_path / "work/models").iterdir()) == []
+
+
+def test_an_archive_that_cannot_be_unpacked_leaves_no_folder(store: ModelStore, root: Path, tmp_path: Path) -> None:
+    (root / "b.mar").write_bytes(b"no zip")
+    with pytest.raises(InvalidModel):
+        store.unpack(root / "b.mar")
+    assert list((tmp_path / "work/models").iterdir()) == []
+
+
+def test_a_full_disk_is_our_fault_and_leaves_no_folder(
+    store: ModelStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(_archive: Path, into: Path) -> None:
+        (into / "half").write_text("written")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_module, "extract", fill_disk)
+    with pytest.raises(Internal) as caught:
+        store.unpack(root / "b.mar")
+    assert str(caught.value) == "Failed to save model: b.mar (No space left on device)"
+    assert list((tmp_path / "work/models").iterdir()) == []
+
+
+def test_discard_removes_what_unpack_made_and_may_be_repeated(store: ModelStore, root: Path) -> None:
+    unpacked = store.unpack(root / "b.mar")
+    store.discard(unpacked)
+    assert not unpacked.model_dir.exists()
+    store.discard(unpacked)
+
+
+def test_discard_never_removes_a_folder_of_the_store(store: ModelStore, root: Path) -> None:
+    store.discard(store.unpack(root / "folder_model"))
+    store.discard(UnpackedModel(Manifest("m"), ModelConfig(), root / "folder_model", temporary=True))
+    assert (root / "folder_model/MAR-INF/MANIFEST.json").is_file()
+
+
+def test_the_repository_loads_no_framework() -> None:
+    """The supervisor imports it; a framework there would cost every server start its seconds and memory."""
+    code = "import sys, ringserve.server.repository; print(sorted({'torch', 'sanic'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
