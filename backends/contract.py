@@ -25,7 +25,8 @@ class LoadedModel:
     """One model version as its worker sees it.
 
     `device` is "cpu" or "cuda:<n>"; `gpu_id` is that n, or None on the CPU. `handler` is the manifest's entry point
-    (`module[:function]`); `config` is the parsed model-config.yaml ({} without one).
+    (`module[:function]`); `config` is the parsed model-config.yaml ({} without one), and `signature` the inputs and outputs
+    it declares.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LoadedModel:
     decode_input_request: bool = True
     limit_max_image_pixels: bool = True
     server_version: str = "0.0.0"
+    signature: Signature = field(default_factory=Signature)
 
 
 class InputPart(NamedTuple):

@@ -1,0 +1,102 @@
+"""Runs a Python class between the arrays of a slab.
+
+    class Model:
+        def load(self, model: LoadedModel) -> None: ...                     # optional, once
+        def predict(self, inputs, outputs) -> None: ...                     # both: {name: array [rows, *shape]}
+
+`predict` writes into `outputs` in place, or returns an array (for one output) or a dict of arrays.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ringserve.backends.contract import Batch, LoadedModel
+from ringserve.backends.entry_point import classes_of, import_if_there, put_model_on_path, split_handler
+from ringserve.backends.failures import prediction_failure
+from ringserve.backends.typed_model import check_output, declared_signature, refuse_outputs
+from ringserve.protocol.errors import InvalidModel, RingServeError
+from ringserve.protocol.tensor import Signature
+
+Predict = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], Any]
+
+
+class PythonBackend:
+    """The manifest's handler: `module`, which defines one class, or `module:Class`."""
+
+    def __init__(self) -> None:
+        self._predict: Predict | None = None
+        self._name = ""
+        self._signature = Signature()
+
+    def load(self, model: LoadedModel) -> Signature:
+        """Import the class, make one and let it load. Raises `InvalidModel`, and whatever the model's code raises."""
+        self._signature = declared_signature(model, "python")
+        self._name = model.name
+        put_model_on_path(model.model_dir, model.handler)
+        instance = _find_class(model.handler)()
+        predict = getattr(instance, "predict", None)
+        if not callable(predict):
+            raise InvalidModel(f"{type(instance).__name__} in {model.handler} has no method predict(inputs, outputs).")
+        if hasattr(instance, "load"):
+            instance.load(model)
+        self._predict = predict
+        return self._signature
+
+    def execute(self, batch: Batch) -> None:
+        """One call of `predict` for all rows. Raises `PredictionFailed` or `OutOfResources`."""
+        assert self._predict is not None, "load comes before execute"
+        outputs = dict(batch.outputs)
+        for array in outputs.values():
+            array.fill(0)  # a slab is reused: rows that the model leaves alone must not show an earlier client's answer
+        failure: RingServeError | None = None
+        try:
+            result = self._predict(dict(batch.inputs), outputs)
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in a model must not end the worker either
+            failure = prediction_failure(error, self._name)
+        if failure is not None:
+            raise failure
+        # `outputs["y"] = array` replaces the slab's array in the dict instead of writing into it: take that as meant.
+        self._copy_outputs(outputs if result is None else self._by_name(result), batch.outputs)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._predict = None
+
+    def _by_name(self, result: Any) -> Mapping[str, Any]:
+        names = [spec.name for spec in self._signature.outputs]
+        if isinstance(result, Mapping):
+            if not result.keys() >= set(names):
+                refuse_outputs(names, f"a dict of {sorted(map(str, result))}")
+            return result
+        if isinstance(result, np.ndarray) and len(names) == 1:
+            return {names[0]: result}
+        return refuse_outputs(names, f"one {type(result).__name__}")
+
+    def _copy_outputs(self, answers: Mapping[str, Any], targets: Mapping[str, np.ndarray]) -> None:
+        for spec in self._signature.outputs:
+            target, answer = targets[spec.name], answers.get(spec.name)
+            if answer is target:
+                continue
+            array = np.asarray(answer)
+            check_output(spec.name, (spec.dtype, target.shape), (array.dtype.name, array.shape))
+            np.copyto(target, array)
+
+
+def _find_class(handler: str) -> type[Any]:
+    name, entry = split_handler(handler)
+    module = import_if_there(name)
+    if module is None:
+        raise InvalidModel(f'The archive holds no module "{name}", which its handler "{handler}" names.')
+    if entry:
+        found = getattr(module, entry, None)
+        if not inspect.isclass(found):
+            raise InvalidModel(f'The module "{name}" has no class "{entry}".')
+        return found
+    classes = classes_of(module)
+    if len(classes) != 1:
+        names = [kind.__name__ for kind in classes]
+        raise InvalidModel(f'The module "{name}" should define one class, found {names}; or say "{name}:Class".')
+    return classes[0]

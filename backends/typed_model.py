@@ -1,0 +1,39 @@
+"""What the typed backends share: the declaration they require, and the check of what a model puts out."""
+
+from collections.abc import Iterable
+from typing import NoReturn
+
+from ringserve.backends.contract import LoadedModel
+from ringserve.protocol.errors import InvalidModel, PredictionFailed
+from ringserve.protocol.tensor import Signature
+
+HOW_TO_DECLARE = """Write them in model-config.yaml, with the shape of one row:
+inputs:
+  - {name: x, dtype: float32, shape: [3, 224, 224]}
+outputs:
+  - {name: y, dtype: float32, shape: [1000]}"""
+
+
+def declared_signature(model: LoadedModel, backend: str) -> Signature:
+    """The model's declaration. Raises `InvalidModel`, saying what to write, unless it has inputs and outputs."""
+    signature = model.signature
+    missing = [word for word in ("inputs", "outputs") if not getattr(signature, word)]
+    if missing:
+        wanted = " and ".join(missing)
+        raise InvalidModel(f'The backend "{backend}" needs the {wanted} of {model.name} declared. {HOW_TO_DECLARE}')
+    return signature
+
+
+def check_output(name: str, expected: tuple[str, Iterable[int]], got: tuple[str, Iterable[int]]) -> None:
+    """Compare (dtype, shape with rows). Raises `PredictionFailed` naming the output, what was declared and what came."""
+    if expected[0] != got[0] or tuple(expected[1]) != tuple(got[1]):
+        raise PredictionFailed(f'Output "{name}": expected {_text(*expected)}, got {_text(*got)}.')
+
+
+def refuse_outputs(expected: Iterable[str], got: str) -> NoReturn:
+    """Raise `PredictionFailed`: the model's answer does not have the declared outputs."""
+    raise PredictionFailed(f"The model must answer the outputs {', '.join(expected)}; got {got}.")
+
+
+def _text(dtype: str, shape: Iterable[int]) -> str:
+    return f"{dtype}{list(shape)}"
