@@ -26,6 +26,7 @@
 Statuses and `type` names are TorchServe 0.12's (its REST errors, `{"code", "type", "message"}`).
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -145,3 +146,20 @@ class OutOfResources(ServerError):
     """The model ran out of memory, host or device."""
 
     status, code = 507, "out_of_resources"
+
+
+def _tree(root: type[RingServeError]) -> Iterator[type[RingServeError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def error_from(code: str, message: str, status: int) -> RingServeError:
+    """The error that another process raised, by its `code`. An unknown code is `Internal`."""
+    return _BY_CODE.get(code, Internal)(message, status=status)
+
+
+# The first class of a code wins: a child that inherits its parent's code is not a different answer.
+_BY_CODE: dict[str, type[RingServeError]] = {}
+for _error in _tree(RingServeError):
+    _BY_CODE.setdefault(_error.code, _error)

@@ -38,3 +38,13 @@ class ReplyHead(msgspec.Struct, frozen=True, array_like=True):
 encode_head = msgspec.msgpack.Encoder().encode
 decode_request_head = msgspec.msgpack.Decoder(RequestHead).decode
 decode_reply_head = msgspec.msgpack.Decoder(ReplyHead).decode
+
+
+class ErrorRecord(msgspec.Struct, frozen=True, array_like=True):
+    """An error on its way from a worker to the front end; `code` names the class in errors.py."""
+
+    code: str
+    message: str
+
+
+decode_error = msgspec.msgpack.Decoder(ErrorRecord).decode

@@ -1,0 +1,107 @@
+"""Sanic, kept at the rim: an app that answers errors in TorchServe's shape, on a socket somebody else opened."""
+
+import contextlib
+import logging
+import socket
+from typing import Any
+
+from sanic import HTTPResponse, Sanic
+from sanic.exceptions import MethodNotAllowed as SanicMethodNotAllowed
+from sanic.exceptions import NotFound as SanicNotFound
+from sanic.exceptions import PayloadTooLarge, RequestTimeout, SanicException
+from sanic.handlers import ErrorHandler
+from sanic.request import Request
+from sanic.server.async_server import AsyncioServer
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+from ringserve.protocol.errors import BadRequest, BodyTooLarge, Internal, MethodNotAllowed, NotFound, RingServeError
+from ringserve.server.wire import FIXED_HEADERS, error_body, json_text, request_id
+
+logger = logging.getLogger("ringserve.http")
+
+App = Sanic[Any, Any]
+
+NOT_FOUND = "Requested resource is not found, please refer to API document."
+METHOD_NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
+# Sanic's own clocks: a head and body must arrive within the first, an idle connection is kept for the second. How long a
+# model may take is the model's to say, so the response clock never strikes first.
+REQUEST_S_MAX = 120
+IDLE_S_MAX = 120
+RESPONSE_S_MAX = 10**9
+
+
+def translate(error: BaseException, request_bytes_max: int) -> RingServeError:
+    """Whatever was raised, as the error the client is answered with."""
+    if isinstance(error, RingServeError):
+        return error
+    if isinstance(error, PayloadTooLarge):
+        return BodyTooLarge(f"Body: the request is larger than {request_bytes_max} bytes, the limit max_request_size.")
+    if isinstance(error, SanicNotFound):
+        return NotFound(NOT_FOUND)
+    if isinstance(error, SanicMethodNotAllowed):
+        return MethodNotAllowed(METHOD_NOT_ALLOWED)
+    if isinstance(error, RequestTimeout):
+        return BadRequest("The request did not arrive completely in time.", status=408)
+    if isinstance(error, SanicException) and error.status_code < 500:
+        return BadRequest("Invalid HTTP message.", status=error.status_code)
+    logger.error("a request failed inside the server", exc_info=error)
+    return Internal(f"{type(error).__name__}: {error}")
+
+
+class TorchServeErrors(ErrorHandler):
+    """Every error as `{"code", "type", "message"}`."""
+
+    def __init__(self, request_bytes_max: int) -> None:
+        super().__init__()
+        self._request_bytes_max = request_bytes_max
+
+    def response(self, request: Request, exception: Exception) -> HTTPResponse:
+        error = translate(exception, self._request_bytes_max)
+        if request is not None and request.stream is not None:
+            stream: Any = request.stream
+            stream.keep_alive = False  # TorchServe closes the connection from status 400 on
+        return HTTPResponse(error_body(error), error.http_status, _headers(request), "application/json")
+
+
+def _headers(request: Request | None) -> dict[str, str]:
+    sent = request.headers.getone("x-request-id", None) if request is not None else None
+    return {"x-request-id": request_id(sent), **FIXED_HEADERS}
+
+
+def json_response(value: object, status: int = 200, request: Request | None = None) -> HTTPResponse:
+    return HTTPResponse(json_text(value), status, _headers(request), "application/json")
+
+
+def make_app(name: str, request_bytes_max: int) -> App:
+    """An app without routes."""
+    app: App = Sanic(name, configure_logging=False, error_handler=TorchServeErrors(request_bytes_max))
+    app.config.ACCESS_LOG = False
+    app.config.REQUEST_MAX_SIZE = request_bytes_max
+    app.config.REQUEST_TIMEOUT = REQUEST_S_MAX
+    app.config.KEEP_ALIVE_TIMEOUT = IDLE_S_MAX
+    app.config.RESPONSE_TIMEOUT = RESPONSE_S_MAX
+    return app
+
+
+async def start_serving(app: App, sock: socket.socket, protocol: type[HttpProtocol] = HttpProtocol) -> AsyncioServer:
+    """Serve on a bound socket, on the running loop."""
+    server = await app.create_server(sock=sock, return_asyncio_server=True, access_log=False, protocol=protocol)
+    assert server is not None
+    await server.startup()
+    await server.before_start()
+    await server.after_start()
+    await server.start_serving()
+    return server
+
+
+def stop_accepting(server: AsyncioServer) -> None:
+    """Close the listening socket of this process; connections go on."""
+    server.close()
+
+
+def close_idle(server: AsyncioServer) -> int:
+    """Close the connections that no request is on; returns how many are still busy."""
+    for connection in list(server.connections):
+        with contextlib.suppress(Exception):
+            connection.close_if_idle()
+    return sum(1 for connection in server.connections if connection.http is not None and connection.http.stage.value)

@@ -1,0 +1,303 @@
+"""What the supervisor and its children say to each other: small frozen messages over a SOCK_SEQPACKET socket.
+
+One message is one packet (msgpack, tagged by type); descriptors travel beside it by SCM_RIGHTS. A message larger than a
+packet may be (many models) travels in a memory file whose descriptor comes last. The socket closing is itself a message:
+the other process ended.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from ringserve.protocol.tensor import Signature
+from ringserve.shm.layout import LaneShape
+
+logger = logging.getLogger("ringserve.control")
+
+PACKET_BYTES_MAX = 60_000
+FDS_MAX = 16
+_IN_MEMORY_FILE = b"\xc1"  # a byte that begins no msgpack document: the message is in the last descriptor
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of every message."""
+
+
+# ---- supervisor → front end
+
+
+class ServeHttp(Message, frozen=True):
+    """The first message to a front end. Descriptor: the listening inference socket."""
+
+    request_bytes_max: int
+    server_version: str
+
+
+class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
+    """How a front end treats one model version; `key` is the supervisor's number for it, never reused. `serviceable` is
+    false when no worker runs, starts or is about to be restarted."""
+
+    key: int
+    model: str
+    version: str
+    serviceable: bool
+    batch_size: int
+    batch_wait_ms: int
+    fill: bool
+    queue_size: int
+    response_timeout_s: int
+
+
+class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
+    default_version: str
+    versions: dict[str, VersionRoute]
+
+
+class Routes(Message, frozen=True):
+    """Everything that can be asked for, as one immutable table; answered with `Applied`. `healthy` is what /ping says."""
+
+    epoch: int
+    healthy: bool
+    models: dict[str, ModelRoute]
+
+
+class OpenLane(Message, frozen=True):
+    """Descriptor: the lane's segment."""
+
+    key: int
+    shape: LaneShape
+    signature: Signature
+
+
+class AttachWorker(Message, frozen=True):
+    """Descriptors: the front end's end of the link."""
+
+    key: int
+    worker_id: str
+
+
+class DetachWorker(Message, frozen=True):
+    """Give it no more batches; answered with `Detached` once it has answered what it had."""
+
+    key: int
+    worker_id: str
+
+
+class WorkerGone(Message, frozen=True):
+    """The worker's process ended; `status` and `cause` are what the rows it was executing are answered with."""
+
+    key: int
+    worker_id: str
+    status: int
+    cause: str
+
+
+class CloseLane(Message, frozen=True):
+    """The version left the routes; answered with `LaneClosed` once all its requests are answered."""
+
+    key: int
+
+
+class AskQueues(Message, frozen=True):
+    """Answered with `Queues`."""
+
+    token: int
+
+
+class Drain(Message, frozen=True):
+    """Stop accepting, answer what is in flight within the deadline, exit."""
+
+    deadline_s: float
+
+
+# ---- front end → supervisor
+
+
+class FrontEndReady(Message, frozen=True):
+    pass
+
+
+class Applied(Message, frozen=True):
+    epoch: int
+
+
+class Detached(Message, frozen=True):
+    key: int
+    worker_id: str
+
+
+class LaneClosed(Message, frozen=True):
+    key: int
+
+
+class WorkerStuck(Message, frozen=True):
+    """It exceeded the response timeout, or broke its ring."""
+
+    key: int
+    worker_id: str
+
+
+class Queues(Message, frozen=True):
+    """Waiting requests by version key."""
+
+    token: int
+    waiting: dict[int, int]
+
+
+# ---- supervisor → worker
+
+
+class LoadModel(Message, frozen=True):
+    """The first message to a worker; answered with `Loaded` or `LoadFailed`."""
+
+    model: str
+    version: str
+    model_dir: str
+    backend: str
+    handler: str
+    manifest: dict[str, object]
+    config: dict[str, object]
+    signature: Signature
+    batch_size: int
+    response_bytes_max: int
+    decode_input_request: bool
+    limit_max_image_pixels: bool
+    server_version: str
+
+
+class LinkLane(Message, frozen=True):
+    """Serve one more front end. Descriptors: the lane's segment, then the worker's end of the link."""
+
+    shape: LaneShape
+    signature: Signature
+
+
+class StopWorker(Message, frozen=True):
+    """Finish what is in the rings and exit."""
+
+
+# ---- worker → supervisor
+
+
+class Loaded(Message, frozen=True):
+    signature: Signature
+
+
+class LoadFailed(Message, frozen=True):
+    """`out_of_memory` answers with 507 instead of 500."""
+
+    cause: str
+    out_of_memory: bool
+
+
+FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues
+ToFrontEnd = ServeHttp | Routes | OpenLane | AttachWorker | DetachWorker | WorkerGone | CloseLane | AskQueues | Drain
+ToWorker = LoadModel | LinkLane | StopWorker
+WorkerMessage = Loaded | LoadFailed
+
+M = TypeVar("M")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class ControlClosed(Exception):
+    """The other process ended, or closed its end."""
+
+
+class Channel:
+    """One end of a control socket. `receives` is the union of messages that may arrive here."""
+
+    def __init__(self, sock: socket.socket, receives: object) -> None:
+        self._socket = sock
+        self._decode = msgspec.msgpack.Decoder(receives).decode
+        self._on_message: Callable[[object, list[int]], None] = lambda message, fds: None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send and go on; the caller keeps its descriptors. Blocks only while the other end is a full buffer behind.
+        Raises `ControlClosed`."""
+        assert len(fds) < FDS_MAX
+        data, spill = _encode(message), -1
+        try:
+            if len(data) > PACKET_BYTES_MAX:
+                spill = os.memfd_create("ringserve-message", os.MFD_CLOEXEC)
+                with open(spill, "wb", closefd=False) as file:
+                    file.write(data)
+                data, fds = _IN_MEMORY_FILE, (*fds, spill)
+            socket.send_fds(self._socket, [data], list(fds))
+        except OSError as error:
+            raise ControlClosed(f"the control socket is closed: {error}") from None
+        finally:
+            if spill >= 0:
+                os.close(spill)
+
+    def receive(self, *, wait: bool) -> tuple[object, list[int]] | None:
+        """The next message and its descriptors, which are the caller's now; None when there is none and `wait` is false.
+        Raises `ControlClosed`, or `msgspec.MsgspecError` for a message this end does not know."""
+        try:
+            data, fds = self._packet(0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ControlClosed(f"the control socket is closed: {error}") from None
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if not data:
+            raise ControlClosed("the control socket is closed")
+        if data == _IN_MEMORY_FILE:
+            with open(fds.pop(), "rb") as file:
+                file.seek(0)
+                data = file.read()
+        return self._decode(data), fds
+
+    def _packet(self, flags: int) -> tuple[bytes, list[int]]:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX + 1, FDS_MAX, flags)
+        except ConnectionResetError:
+            # The other end closed before it had read everything; what it had sent is still to be read.
+            data, fds, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX + 1, FDS_MAX, flags)
+        return data, fds
+
+    def watch(self, on_message: Callable[[object, list[int]], None], on_closed: Callable[[], None]) -> None:
+        """Call back on the running event loop for every message, and once when the other end is gone."""
+        self._on_message = on_message
+        loop = asyncio.get_running_loop()
+
+        def readable() -> None:
+            if not self.drain():
+                if self.fileno() >= 0:
+                    loop.remove_reader(self.fileno())
+                on_closed()
+
+        loop.add_reader(self.fileno(), readable)
+
+    def drain(self) -> bool:
+        """Hand every message that is here to the watcher; false once the other end is gone."""
+        try:
+            while self.fileno() >= 0 and (received := self.receive(wait=False)) is not None:
+                self._on_message(*received)
+        except ControlClosed:
+            return False
+        except msgspec.MsgspecError as error:
+            logger.error("a message on the control socket is none of ours: %s", error)
+            return False
+        return self.fileno() >= 0
+
+    def close(self) -> None:
+        if self.fileno() < 0:
+            return
+        with contextlib.suppress(RuntimeError):  # no loop runs: nothing watches
+            asyncio.get_running_loop().remove_reader(self.fileno())
+        self._socket.close()
+
+
+def channel_pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends, for two processes; both closed on exec unless passed on."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

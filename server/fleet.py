@@ -1,0 +1,284 @@
+"""The front ends, and the shared memory between them and the workers.
+
+Every front end has one lane per model version and one link per worker of it. A front end that dies is started again with the
+same listening socket and is given everything anew.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from ringserve.protocol.errors import OutOfResources
+from ringserve.server.budget import describe_lane, lane_shape
+from ringserve.server.control import (
+    Applied,
+    AskQueues,
+    AttachWorker,
+    CloseLane,
+    Detached,
+    DetachWorker,
+    Drain,
+    FrontEndMessage,
+    FrontEndReady,
+    LaneClosed,
+    LinkLane,
+    ModelRoute,
+    OpenLane,
+    Queues,
+    Routes,
+    ServeHttp,
+    WorkerGone,
+    WorkerStuck,
+)
+from ringserve.server.lifecycle import Event, State
+from ringserve.server.pool import WorkerSlot
+from ringserve.server.process import Child
+from ringserve.server.registry import ModelVersion
+from ringserve.shm.lane import create_lane
+from ringserve.shm.layout import LaneShape
+from ringserve.shm.link import create_link
+from ringserve.shm.segment import Segment
+from ringserve.shm.shm_errors import OutOfSharedMemory
+
+logger = logging.getLogger("ringserve.fleet")
+
+RESTART_S = 0.5
+STARTUP_S_MAX = 60.0
+ASK_S_MAX = 2.0
+
+
+@dataclass(eq=False, slots=True)
+class FrontEndSlot:
+    """One wanted front end and the process that fills it. `attached` holds (version key, worker id)."""
+
+    index: int
+    child: Child
+    lanes: dict[int, tuple[Segment, LaneShape]] = field(default_factory=dict)
+    attached: set[tuple[int, str]] = field(default_factory=set)
+
+    @property
+    def ready(self) -> bool:
+        return self.child.state is State.READY
+
+
+@dataclass(frozen=True, slots=True)
+class FleetHooks:
+    """What the fleet asks of the rest of the supervisor. `routes` is what can be asked for now and whether all is well;
+    `ready_workers` lists who must be linked to a fresh front end; `on_stuck(version key, worker id)`."""
+
+    routes: Callable[[], tuple[bool, dict[str, ModelRoute]]]
+    ready_workers: Callable[[], Iterable[tuple[ModelVersion, WorkerSlot]]]
+    on_stuck: Callable[[int, str], None]
+
+
+class Fleet:
+    """Starts front ends, tells them everything, waits for what they must confirm."""
+
+    def __init__(self, sock: socket.socket, first: ServeHttp, hooks: FleetHooks) -> None:
+        self._socket = sock
+        self._first = first
+        self._hooks = hooks
+        self._slots: list[FrontEndSlot] = []
+        self._waiters: dict[tuple[object, ...], asyncio.Future[object]] = {}
+        self._epochs = itertools.count(1)
+        self._tokens = itertools.count(1)
+        self._stopping = False
+
+    # ---- processes
+
+    async def start(self, count: int) -> None:
+        """Start the front ends and wait until they listen. Raises `OutOfResources` when one does not."""
+        for index in range(count):
+            self._slots.append(FrontEndSlot(index, self._spawn(index)))
+        waiting = [self._expect((FrontEndReady, slot.index), STARTUP_S_MAX) for slot in self._slots]
+        if None in await asyncio.gather(*waiting):
+            raise OutOfResources(f"A front end did not start within {STARTUP_S_MAX:.0f} s.")
+
+    def _spawn(self, index: int) -> Child:
+        child = Child(f"front-end-{index}", FrontEndMessage)
+        child.start(
+            "ringserve.server.frontend",
+            {**os.environ, "PYTHONUNBUFFERED": "1"},
+            lambda message, fds: self._heard(index, message),
+            lambda: self._exited(index),
+        )
+        child.send(self._first, [self._socket.fileno()])
+        return child
+
+    def _exited(self, index: int) -> None:
+        slot = self._slots[index]
+        self._forget(slot)
+        if self._stopping:
+            return
+        logger.error("front end %d %s; starting it again", index, slot.child.how_it_ended())
+        asyncio.get_running_loop().call_later(RESTART_S, self._restart, slot)
+
+    def _restart(self, slot: FrontEndSlot) -> None:
+        if self._stopping:
+            return
+        try:
+            slot.child = self._spawn(slot.index)
+        except OSError as error:
+            logger.error("front end %d cannot be started: %s", slot.index, error)
+            asyncio.get_running_loop().call_later(RESTART_S, self._restart, slot)
+
+    def _forget(self, slot: FrontEndSlot) -> None:
+        for segment, _ in slot.lanes.values():
+            segment.close()
+        slot.lanes.clear()
+        slot.attached.clear()
+        for key, waiter in self._waiters.items():  # it will confirm nothing any more: what was asked ended with it
+            if key[1] == slot.index and not waiter.done():
+                waiter.set_result(None if key[0] is FrontEndReady else True)
+
+    async def stop(self, drain_s: float) -> None:
+        """Drain and end all front ends."""
+        self._stopping = True
+        running = [slot.child for slot in self._slots if slot.child.state is not State.GONE]
+        for child in running:
+            child.saw(Event.STOP_ASKED)
+            child.send(Drain(drain_s))
+        await asyncio.gather(*(child.stopped(drain_s + 5.0) for child in running))
+
+    # ---- what they say
+
+    def _heard(self, index: int, message: object) -> None:
+        slot = self._slots[index]
+        match message:
+            case FrontEndReady():
+                slot.child.saw(Event.LOADED)
+                logger.info("front end %d is ready, pid %d", index, slot.child.pid)
+                self._equip(slot)
+                self._answer((FrontEndReady, index), True)
+            case Applied(epoch=epoch):
+                self._answer((Applied, index, epoch), True)
+            case Detached(key=key, worker_id=worker_id):
+                slot.attached.discard((key, worker_id))
+                self._answer((Detached, index, key, worker_id), True)
+            case LaneClosed(key=key):
+                self._answer((LaneClosed, index, key), True)
+            case Queues(token=token, waiting=waiting):
+                self._answer((Queues, index, token), waiting)
+            case WorkerStuck(key=key, worker_id=worker_id):
+                self._hooks.on_stuck(key, worker_id)
+
+    def _answer(self, key: tuple[object, ...], value: object) -> None:
+        waiter = self._waiters.get(key)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(value)
+
+    def _expect(self, key: tuple[object, ...], timeout_s: float) -> Awaitable[object | None]:
+        """What the front end `key[1]` says to `key`; None when it does not in time. Expect before asking."""
+        waiter = self._waiters[key] = asyncio.get_running_loop().create_future()
+
+        async def outcome() -> object | None:
+            try:
+                return await asyncio.wait_for(waiter, timeout_s)
+            except TimeoutError:
+                return None
+            finally:
+                del self._waiters[key]
+
+        return outcome()
+
+    # ---- what they are told
+
+    def _equip(self, slot: FrontEndSlot) -> None:
+        """Give a fresh front end the routes and every ready worker."""
+        healthy, models = self._hooks.routes()
+        slot.child.send(Routes(next(self._epochs), healthy, models))
+        for version, worker in self._hooks.ready_workers():
+            with contextlib.suppress(OutOfResources):
+                self._link(slot, version, worker)
+
+    async def publish(self, timeout_s: float = 10.0) -> None:
+        """Make every front end route by what is registered now, and wait until they do."""
+        healthy, models = self._hooks.routes()
+        epoch = next(self._epochs)
+        ready = [slot for slot in self._slots if slot.ready]
+        waiting = [self._expect((Applied, slot.index, epoch), timeout_s) for slot in ready]
+        for slot in ready:
+            slot.child.send(Routes(epoch, healthy, models))
+        await asyncio.gather(*waiting)
+
+    def announce(self) -> None:
+        """`publish` without waiting."""
+        healthy, models = self._hooks.routes()
+        message = Routes(next(self._epochs), healthy, models)
+        for slot in self._slots:
+            if slot.ready:
+                slot.child.send(message)
+
+    def link(self, version: ModelVersion, worker: WorkerSlot) -> None:
+        """Connect a worker that has loaded with every front end. Raises `OutOfResources`."""
+        for slot in self._slots:
+            if slot.ready:
+                self._link(slot, version, worker)
+
+    def _link(self, slot: FrontEndSlot, version: ModelVersion, worker: WorkerSlot) -> None:
+        assert version.signature is not None
+        assert worker.child is not None
+        try:
+            if version.key not in slot.lanes:
+                self._open_lane(slot, version)
+            segment, shape = slot.lanes[version.key]
+            fds = create_link()
+        except (OutOfSharedMemory, OSError) as error:
+            raise OutOfResources(f"No lane for model {version.name} version {version.version}: {error}.") from None
+        worker.child.send(LinkLane(shape, version.signature), [segment.fd, *fds.worker])
+        slot.child.send(AttachWorker(version.key, worker.worker_id), fds.front)
+        slot.attached.add((version.key, worker.worker_id))
+        fds.close()
+
+    def _open_lane(self, slot: FrontEndSlot, version: ModelVersion) -> None:
+        assert version.signature is not None
+        shape = lane_shape(version.signature, version.options.batch_size, version.max_workers)
+        segment = create_lane(shape)
+        logger.info(
+            "lane of %s %s to front end %d: %s", version.name, version.version, slot.index, describe_lane(shape)
+        )
+        slot.lanes[version.key] = (segment, shape)
+        slot.child.send(OpenLane(version.key, shape, version.signature), [segment.fd])
+
+    def worker_gone(self, version: ModelVersion, worker_id: str, status: int, cause: str) -> None:
+        for slot in self._slots:
+            if (version.key, worker_id) in slot.attached:
+                slot.attached.discard((version.key, worker_id))
+                slot.child.send(WorkerGone(version.key, worker_id, status, cause))
+                self._answer((Detached, slot.index, version.key, worker_id), True)
+
+    async def detach(self, version: ModelVersion, worker_id: str, timeout_s: float) -> bool:
+        """Nobody gives the worker anything more, and what it had is answered; false when that took too long."""
+        holders = [slot for slot in self._slots if (version.key, worker_id) in slot.attached]
+        waiting = [self._expect((Detached, slot.index, version.key, worker_id), timeout_s) for slot in holders]
+        for slot in holders:
+            slot.child.send(DetachWorker(version.key, worker_id))
+        return None not in await asyncio.gather(*waiting)
+
+    async def close_lanes(self, version: ModelVersion, timeout_s: float) -> bool:
+        """The version has left the routes: wait until its requests are answered; false when that took too long."""
+        holders = [slot for slot in self._slots if slot.child.state is State.READY]
+        waiting = [self._expect((LaneClosed, slot.index, version.key), timeout_s) for slot in holders]
+        for slot in holders:
+            slot.child.send(CloseLane(version.key))
+        answered = None not in await asyncio.gather(*waiting)
+        for slot in self._slots:
+            slot.attached = {pair for pair in slot.attached if pair[0] != version.key}
+            lane = slot.lanes.pop(version.key, None)
+            if lane is not None:
+                lane[0].close()
+        return answered
+
+    async def queue_depth(self, key: int) -> int:
+        """How many requests of a version wait in all front ends; those that do not answer in time count as 0."""
+        token = next(self._tokens)
+        ready = [slot for slot in self._slots if slot.ready]
+        answers = [self._expect((Queues, slot.index, token), ASK_S_MAX) for slot in ready]
+        for slot in ready:
+            slot.child.send(AskQueues(token))
+        return sum(waiting.get(key, 0) for waiting in await asyncio.gather(*answers) if isinstance(waiting, dict))

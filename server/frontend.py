@@ -1,0 +1,172 @@
+"""A front end: one process that turns HTTP requests into rows and answers into HTTP.
+
+Run as `python -P -m ringserve.server.frontend CONTROL_FD`. The supervisor gives it the listening socket, the routes, the lanes
+and the workers; it owns nothing but its connections. When the supervisor dies it answers what is in flight and exits.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+import time
+
+import uvloop
+from sanic.server.async_server import AsyncioServer
+
+from ringserve.protocol.errors import ShuttingDown, WorkerLost
+from ringserve.server.app import close_idle, start_serving, stop_accepting
+from ringserve.server.control import (
+    Applied,
+    AskQueues,
+    AttachWorker,
+    Channel,
+    CloseLane,
+    ControlClosed,
+    Detached,
+    DetachWorker,
+    Drain,
+    FrontEndReady,
+    LaneClosed,
+    Message,
+    OpenLane,
+    Queues,
+    Routes,
+    ServeHttp,
+    ToFrontEnd,
+    WorkerGone,
+    WorkerStuck,
+)
+from ringserve.server.dispatch import Dispatcher
+from ringserve.server.routes.inference import Inference, PredictionProtocol
+from ringserve.server.routing import RouteTable
+from ringserve.shm.lane import Lane
+from ringserve.shm.link import FrontLink
+
+logger = logging.getLogger("ringserve.frontend")
+
+# How often stuck workers are looked for, and for how long a front end without supervisor answers what it has.
+TICK_S = 1.0
+ORPHAN_DRAIN_S = 10.0
+
+
+class FrontEnd:
+    """Obeys the supervisor; the requests themselves pass through `Inference` and the dispatchers."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._table = RouteTable()
+        self._server: AsyncioServer | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._done = asyncio.Event()
+
+    async def run(self, first: ServeHttp, sock: socket.socket) -> None:
+        """Serve until drained."""
+        inference = Inference(self._table, first.request_bytes_max)
+        self._server = await start_serving(inference.app, sock, PredictionProtocol)
+        # What exists now stays for good: the collector need not look at it again for every few thousand requests.
+        gc.collect()
+        gc.freeze()
+        self._channel.watch(self._obey, self._orphaned)
+        self._tell(FrontEndReady())
+        ticking = asyncio.ensure_future(self._tick())
+        await self._done.wait()
+        ticking.cancel()
+
+    def _tell(self, message: Message) -> None:
+        with contextlib.suppress(ControlClosed):  # its end is noticed by the watcher
+            self._channel.send(message)
+
+    def _obey(self, message: object, fds: list[int]) -> None:
+        dispatchers = self._table.dispatchers
+        match message:
+            case Routes():
+                self._table.apply(message, self._watch_version)
+                self._tell(Applied(message.epoch))
+            case OpenLane():
+                dispatchers[message.key].open_lane(Lane.attach(fds[0], message.shape), message.signature)
+            case AttachWorker():
+                dispatchers[message.key].attach(message.worker_id, FrontLink(tuple(fds)))
+            case DetachWorker():
+                reply = Detached(message.key, message.worker_id)
+                dispatchers[message.key].detach(message.worker_id, lambda: self._tell(reply))
+            case WorkerGone():
+                if message.key in dispatchers:
+                    error = WorkerLost(f"Worker died. {message.cause}", status=message.status)
+                    dispatchers[message.key].worker_gone(message.worker_id, error)
+            case CloseLane():
+                self._close_lane(message.key)
+            case AskQueues():
+                self._tell(Queues(message.token, {key: each.waiting for key, each in dispatchers.items()}))
+            case Drain():
+                self._drain(message.deadline_s)
+            case _:
+                raise AssertionError(f"not a message to a front end: {message!r}")
+
+    def _watch_version(self, key: int, dispatcher: Dispatcher) -> None:
+        dispatcher.on_stuck = lambda worker_id: self._tell(WorkerStuck(key, worker_id))
+
+    def _close_lane(self, key: int) -> None:
+        def closed() -> None:
+            self._table.dispatchers.pop(key, None)
+            self._tell(LaneClosed(key))
+
+        dispatcher = self._table.dispatchers.get(key)
+        if dispatcher is None:
+            closed()
+        else:
+            dispatcher.close(closed)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_ns = time.monotonic_ns()
+            for dispatcher in list(self._table.dispatchers.values()):
+                dispatcher.check_stuck(now_ns)
+
+    # ---- the end
+
+    def _orphaned(self) -> None:
+        logger.error("the supervisor is gone; answering what is in flight, then exiting")
+        self._drain(ORPHAN_DRAIN_S)
+
+    def _drain(self, deadline_s: float) -> None:
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drained(deadline_s))
+
+    async def _drained(self, deadline_s: float) -> None:
+        assert self._server is not None
+        stop_accepting(self._server)
+        end = time.monotonic() + deadline_s
+        while close_idle(self._server) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        for dispatcher in self._table.dispatchers.values():
+            dispatcher.abandon(ShuttingDown("The server is shutting down."))
+        grace = time.monotonic() + 1.0  # the answers just given must reach their sockets
+        while close_idle(self._server) and time.monotonic() < grace:
+            await asyncio.sleep(0.02)
+        self._done.set()
+
+
+async def _main(control: socket.socket) -> None:
+    channel = Channel(control, ToFrontEnd)
+    received = channel.receive(wait=True)
+    assert received is not None
+    message, fds = received
+    assert isinstance(message, ServeHttp)
+    await FrontEnd(channel).run(message, socket.socket(fileno=fds[0]))
+
+
+def main() -> None:
+    """Entry point of a front-end process."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor drains us, in its order
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(ControlClosed):
+        uvloop.run(_main(socket.socket(fileno=int(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

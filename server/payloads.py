@@ -1,0 +1,248 @@
+"""From a request to the bytes of its row, and into a slab.
+
+A typed model's row is one buffer per declared input, checked here against the declaration. Any other model's row is a head
+(request id, headers, part list) and the body. Both know how to put themselves into a slab row: that copy is the only one
+between the request's body and the model.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import orjson
+
+from ringserve.backends.contract import InputPart, Request
+from ringserve.protocol.errors import BadRequest
+from ringserve.protocol.payload import Part, RequestHead, decode_request_head, encode_head
+from ringserve.protocol.request import InferRequest
+from ringserve.protocol.tensor import Signature, TensorSpec
+from ringserve.shm.lane import Slab
+from ringserve.shm.layout import (
+    REQUEST_LINE,
+    REQUEST_WORDS,
+    ROW_BODY_AT,
+    ROW_BYTES,
+    ROW_HEAD_AT,
+    ROW_HEAD_BYTES,
+    ROW_PARCEL_BYTES,
+    align,
+)
+from ringserve.shm.segment import Segment
+
+Buffer = bytes | memoryview
+
+
+class Payload(Protocol):
+    """One request, ready to be written into a row."""
+
+    def slab_bytes(self) -> int:
+        """Bytes it takes of the slab's byte region."""
+
+    def write(self, slab: Slab, row: int, row_id: int, used_bytes: int) -> None:
+        """Fill row `row`; the byte region is free from `used_bytes` on."""
+
+    def write_parcel(self, slab: Slab, row: int, row_id: int) -> Segment:
+        """Fill row `row` with a reference and put the bytes into a one-off segment. Raises `OutOfSharedMemory`."""
+
+
+class TypedPayload:
+    """A row of a typed model: one buffer per input, each exactly the input's row bytes."""
+
+    __slots__ = ("buffers",)
+
+    def __init__(self, buffers: Sequence[Buffer]) -> None:
+        self.buffers = buffers
+
+    def slab_bytes(self) -> int:
+        return 0
+
+    def write(self, slab: Slab, row: int, row_id: int, used_bytes: int) -> None:
+        for rows, buffer in zip(slab.input_rows, self.buffers, strict=True):
+            length = len(buffer)
+            rows[row * length : row * length + length] = buffer
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, row_id, 0, 0, 0, 0, 0, 0, 0)
+
+    def write_parcel(self, slab: Slab, row: int, row_id: int) -> Segment:
+        raise AssertionError("typed rows always fit: the slab was sized for them")
+
+
+class BytesPayload:
+    """A row of a model that declares nothing: head and body."""
+
+    __slots__ = ("bodies", "body_bytes", "head")
+
+    def __init__(self, head: bytes, bodies: Sequence[bytes]) -> None:
+        self.head = head
+        self.bodies = bodies
+        self.body_bytes = sum(map(len, bodies))
+
+    def slab_bytes(self) -> int:
+        # The body starts a cache line, so that a handler's view of it is aligned.
+        return align(len(self.head)) + align(self.body_bytes)
+
+    def _copy(self, memory: memoryview, at: int) -> int:
+        head_bytes = len(self.head)
+        memory[at : at + head_bytes] = self.head
+        body_at = place = at + align(head_bytes)
+        for body in self.bodies:
+            memory[place : place + len(body)] = body
+            place += len(body)
+        return body_at
+
+    def write(self, slab: Slab, row: int, row_id: int, used_bytes: int) -> None:
+        body_at = self._copy(slab.bytes_in, used_bytes)
+        line = (row_id, 0, 0, used_bytes, len(self.head), body_at, self.body_bytes, 0)
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
+
+    def write_parcel(self, slab: Slab, row: int, row_id: int) -> Segment:
+        parcel = Segment.create(max(self.slab_bytes(), 1))
+        body_at = self._copy(parcel.view, 0)
+        line = (row_id, 0, 0, 0, len(self.head), body_at, self.body_bytes, parcel.size_bytes)
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
+        return parcel
+
+
+class BytesEncoder:
+    """For models that declare nothing: everything a client sends is passed on as it is."""
+
+    def encode(self, request: InferRequest) -> BytesPayload:
+        if request.parts is None:
+            parts: tuple[Part, ...] = (Part("body", request.content_type, 0, len(request.body)),)
+            bodies: Sequence[bytes] = (request.body,)
+        else:
+            bodies = [part.data for part in request.parts]
+            parts = tuple(_placed(request))
+        return BytesPayload(encode_head(RequestHead(request.request_id, dict(request.headers), parts)), bodies)
+
+
+def _placed(request: InferRequest) -> list[Part]:
+    assert request.parts is not None
+    placed, at = [], 0
+    for part in request.parts:
+        placed.append(Part(part.name, part.content_type, at, len(part.data)))
+        at += len(part.data)
+    return placed
+
+
+class TypedEncoder:
+    """For typed models: raw little-endian bytes of all inputs in declared order, JSON, or a form with a part per input."""
+
+    def __init__(self, signature: Signature) -> None:
+        assert signature.typed
+        self._inputs = signature.inputs
+        self._row_bytes = signature.input_row_bytes
+
+    def encode(self, request: InferRequest) -> TypedPayload:
+        """Raises `BadRequest` naming the input, what was expected and what came."""
+        if request.parts is not None:
+            return TypedPayload(self._from_parts(request))
+        if request.content_type.startswith("application/json"):
+            return TypedPayload(self._from_json(request.body))
+        body = request.body
+        if len(body) != self._row_bytes:
+            declared = ", ".join(map(str, self._inputs))
+            raise BadRequest(f"Body: expected {self._row_bytes} bytes ({declared}), got {len(body)} bytes.")
+        if len(self._inputs) == 1:
+            return TypedPayload((body,))
+        buffers, at, view = [], 0, memoryview(body)
+        for spec in self._inputs:
+            buffers.append(view[at : at + spec.row_bytes])
+            at += spec.row_bytes
+        return TypedPayload(buffers)
+
+    def _from_json(self, body: bytes) -> list[Buffer]:
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"Body: expected JSON, got a document that does not parse: {error}.") from None
+        if not isinstance(value, dict):
+            if len(self._inputs) != 1:
+                names = ", ".join(spec.name for spec in self._inputs)
+                raise BadRequest(f"Body: expected a JSON object with the inputs {names}, got {_kind(value)}.")
+            return [_json_row(self._inputs[0], value)]
+        _check_names({spec.name for spec in self._inputs}, set(value))
+        return [_json_row(spec, value[spec.name]) for spec in self._inputs]
+
+    def _from_parts(self, request: InferRequest) -> list[Buffer]:
+        assert request.parts is not None
+        by_name = {part.name: part for part in request.parts}
+        _check_names({spec.name for spec in self._inputs}, set(by_name))
+        return [_part_row(spec, by_name[spec.name].data, by_name[spec.name].content_type) for spec in self._inputs]
+
+
+def _check_names(expected: set[str], got: set[str]) -> None:
+    if expected != got:
+        raise BadRequest(f"Inputs: expected {', '.join(sorted(expected))}, got {', '.join(sorted(got)) or 'none'}.")
+
+
+def _part_row(spec: TensorSpec, data: bytes, content_type: str) -> Buffer:
+    if content_type.startswith("application/json"):
+        try:
+            return _json_row(spec, orjson.loads(data))
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"Input {spec.name}: expected JSON, got a part that does not parse: {error}.") from None
+    if len(data) != spec.row_bytes:
+        raise BadRequest(f"Input {spec.name}: expected {spec.row_bytes} bytes ({spec}), got {len(data)} bytes.")
+    return data
+
+
+def _json_row(spec: TensorSpec, value: object) -> Buffer:
+    """One row from nested lists; a flat list of the right length is accepted for any shape."""
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        raise BadRequest(f"Input {spec.name}: expected {spec}, got lists of unequal lengths.") from None
+    if found.shape != spec.shape and found.shape != (math.prod(spec.shape),):
+        raise BadRequest(f"Input {spec.name}: expected shape {list(spec.shape)}, got {list(found.shape)}.")
+    if found.dtype.kind not in "biuf" or not _fits(found, spec.dtype):
+        raise BadRequest(f"Input {spec.name}: expected {spec.dtype} values, got {_kind(found.ravel()[:1].tolist())}.")
+    return np.ascontiguousarray(found, dtype=spec.dtype).tobytes()
+
+
+def _fits(found: np.ndarray, dtype: str) -> bool:
+    """Whether every value survives as `dtype`: integers in range, no fraction given for an integer."""
+    target = np.dtype(dtype)
+    if target.kind == "f" or found.size == 0:
+        return True
+    if target.kind == "b":
+        return found.dtype.kind == "b"
+    if found.dtype.kind == "f":
+        return False
+    limits = np.iinfo(target)
+    return bool(int(found.min()) >= limits.min and int(found.max()) <= limits.max)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, list):
+        return f"a list of {_kind(value[0])}" if value else "an empty list"
+    names = {
+        dict: "an object",
+        str: "a string",
+        int: "a number",
+        float: "a number",
+        bool: "a boolean",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def read_requests(slab: Slab, rows: int, receive_parcel: Callable[[], Segment]) -> tuple[list[Request], list[Segment]]:
+    """The worker's side of `BytesPayload`: rows 0..n as requests whose parts are read-only views, and the parcels to close
+    when the batch is answered."""
+    requests, parcels = [], []
+    region = slab.bytes_in.toreadonly()
+    for line in slab.table[:rows, :REQUEST_WORDS].tolist():
+        memory = region
+        if line[ROW_PARCEL_BYTES]:
+            parcel = receive_parcel()
+            parcels.append(parcel)
+            memory = parcel.view.toreadonly()
+        head_at, body_at = line[ROW_HEAD_AT], line[ROW_BODY_AT]
+        head = decode_request_head(memory[head_at : head_at + line[ROW_HEAD_BYTES]])
+        parts = [
+            InputPart(part.name, part.content_type, memory[body_at + part.offset : body_at + part.offset + part.length])
+            for part in head.parts
+        ]
+        requests.append(Request(head.request_id, head.headers, parts))
+    return requests, parcels

@@ -1,0 +1,189 @@
+"""One child process: start, talk, listen to what it prints, notice its end."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ringserve.server.control import Channel, ControlClosed, Message, channel_pair
+from ringserve.server.lifecycle import Event, State, after
+
+output_logger = logging.getLogger("ringserve.output")
+logger = logging.getLogger("ringserve.process")
+
+TAIL_LINES = 30
+LINE_BYTES_MAX = 16_384
+
+
+class _Output:
+    """Reads a pipe of the child line by line into the log, and remembers the last lines."""
+
+    def __init__(self, fd: int, label: str, tail: deque[str]) -> None:
+        self._fd = fd
+        self._label = label
+        self._tail = tail
+        self._rest = b""
+        os.set_blocking(fd, False)
+        asyncio.get_running_loop().add_reader(fd, self.read)
+
+    def read(self) -> None:
+        """Take what there is now."""
+        while self._fd >= 0:
+            try:
+                data = os.read(self._fd, 65_536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            if len(self._rest) > LINE_BYTES_MAX:
+                lines.append(self._rest)
+                self._rest = b""
+            for line in lines:
+                self._say(line)
+
+    def _say(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        self._tail.append(text)
+        output_logger.info("%s %s", self._label, text)
+
+    def close(self) -> None:
+        """Stop listening; a last line without its end still counts."""
+        if self._fd < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        if self._rest:
+            self._say(self._rest)
+            self._rest = b""
+
+
+class Child:
+    """One process. `on_message(message, fds)` is called for what it sends, `on_exit()` once, after it was reaped."""
+
+    def __init__(self, label: str, receives: object) -> None:
+        self.label = label
+        self.state = State.STARTING
+        self.pid = -1
+        self.exit_code: int | None = None
+        self.started_s = time.time()
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.exited = asyncio.Event()
+        self._receives = receives
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._outputs: list[_Output] = []
+        self._on_exit: Callable[[], None] = lambda: None
+
+    def start(
+        self,
+        module: str,
+        env: Mapping[str, str],
+        on_message: Callable[[object, list[int]], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        """Start `python -P -m module CONTROL_FD`. Raises `OSError` when the process cannot be made."""
+        ours, theirs = channel_pair()
+        with theirs:
+            try:
+                # A process group of its own: Ctrl-C in a terminal reaches the supervisor alone, which stops in order.
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=dict(env),
+                    pass_fds=(theirs.fileno(),),
+                    process_group=0,
+                )
+            except OSError:
+                ours.close()
+                raise
+        self._process, self.pid, self._on_exit = process, process.pid, on_exit
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._outputs = [
+            _Output(os.dup(stream.fileno()), self.label, self.tail) for stream in (process.stdout, process.stderr)
+        ]
+        process.stdout.close()
+        process.stderr.close()
+        self._channel = Channel(ours, self._receives)
+        # A closed channel says nothing by itself: the process' end does.
+        self._channel.watch(on_message, lambda: None)
+        self._pidfd = os.pidfd_open(process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """A message to a process that is gone goes nowhere: its end is noticed elsewhere."""
+        if self._channel is not None:
+            with contextlib.suppress(ControlClosed):
+                self._channel.send(message, fds)
+
+    def saw(self, event: Event) -> None:
+        self.state = after(self.state, event)
+
+    def kill(self) -> None:
+        """SIGKILL, unless it is already gone. The pid cannot have been reused: nobody else reaps it."""
+        if self._process is not None and self.exit_code is None:
+            if self.state is not State.DRAINING:
+                self.saw(Event.STOP_ASKED)
+            self._process.send_signal(signal.SIGKILL)
+
+    async def stopped(self, grace_s: float) -> bool:
+        """Wait for the end, killing it after the grace; whether it ended by itself."""
+        try:
+            await asyncio.wait_for(self.exited.wait(), grace_s)
+        except TimeoutError:
+            logger.warning("%s did not stop within %.1f s; killed", self.label, grace_s)
+            self.kill()
+            await self.exited.wait()
+            return False
+        return True
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        assert self._channel is not None
+        code = self._process.poll()
+        if code is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self.exit_code = code
+        self._channel.drain()
+        self._channel.close()
+        for output in self._outputs:
+            output.read()
+            output.close()
+        self.saw(Event.EXITED)
+        self.exited.set()
+        self._on_exit()
+
+    def how_it_ended(self) -> str:
+        """A clause for people: by which signal, or with which code."""
+        assert self.exit_code is not None
+        if self.exit_code < 0:
+            number = -self.exit_code
+            with contextlib.suppress(ValueError):
+                return f"was killed by signal {number} ({signal.Signals(number).name})"
+            return f"was killed by signal {number}"
+        return f"exited with code {self.exit_code}"
+
+
+def oom_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the kernel has killed for memory since it booted; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

@@ -1,0 +1,129 @@
+"""The management listener: parse, call, render (contract sections 2.1-2.8).
+
+Values that are not numbers count as not given, as in TorchServe; parameters come from the query, or from a JSON object body.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import orjson
+from sanic import HTTPResponse
+from sanic.request import Request
+
+from ringserve.protocol.errors import BadRequest
+from ringserve.server.app import App, json_response, make_app
+from ringserve.server.management import Management, Registration
+
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+T = TypeVar("T")
+
+
+class Parameters:
+    """The parameters of one request."""
+
+    def __init__(self, request: Request) -> None:
+        """Raises `BadRequest` for a JSON body that is not an object."""
+        self._values: dict[str, Any] = {name: values[-1] for name, values in request.args.items()}
+        if request.headers.getone("content-type", "").partition(";")[0].strip() == "application/json" and request.body:
+            try:
+                self._values = orjson.loads(request.body)
+            except orjson.JSONDecodeError as error:
+                raise BadRequest(
+                    f"Body: expected a JSON object, got a document that does not parse: {error}."
+                ) from None
+            if not isinstance(self._values, dict):
+                raise BadRequest(f"Body: expected a JSON object, got {type(self._values).__name__}.")
+
+    def text(self, name: str) -> str | None:
+        value = self._values.get(name)
+        return None if value is None else str(value)
+
+    def integer(self, name: str) -> int | None:
+        try:
+            value = int(str(self._values[name]))
+        except (KeyError, ValueError):
+            return None
+        return value if INT_MIN <= value <= INT_MAX else None
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Anything but `true`, in any case, is false."""
+        value = self._values.get(name)
+        return default if value is None else str(value).lower() == "true"
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """A client that hangs up does not undo what it asked for."""
+    return await asyncio.shield(asyncio.ensure_future(work))
+
+
+class ManagementRoutes:
+    """The management app."""
+
+    def __init__(self, management: Management, request_bytes_max: int) -> None:
+        self._management = management
+        self.app: App = make_app("ringserve-management", request_bytes_max)
+        self.app.add_route(self._register, "/models", methods=["POST"], unquote=True)
+        self.app.add_route(self._list, "/models", methods=["GET"], unquote=True)
+        for path, name in (("/models/<model:str>", "one"), ("/models/<model:str>/<version:str>", "version")):
+            self.app.add_route(self._describe, path, methods=["GET"], name=f"describe-{name}", unquote=True)
+            self.app.add_route(self._scale, path, methods=["PUT"], name=f"scale-{name}", unquote=True)
+            self.app.add_route(self._unregister, path, methods=["DELETE"], name=f"unregister-{name}", unquote=True)
+
+    async def _register(self, request: Request) -> HTTPResponse:
+        parameters = Parameters(request)
+        url = parameters.text("url")
+        if url is None:
+            raise BadRequest("Parameter url is required.")
+        wanted = Registration(
+            url=url,
+            model_name=parameters.text("model_name"),
+            handler=parameters.text("handler"),
+            runtime=_runtime(parameters.text("runtime")),
+            batch_size=parameters.integer("batch_size"),
+            max_batch_delay_ms=parameters.integer("max_batch_delay"),
+            initial_workers=parameters.integer("initial_workers"),
+            synchronous=parameters.flag("synchronous", True),
+            response_timeout_s=parameters.integer("response_timeout"),
+            startup_timeout_s=parameters.integer("startup_timeout"),
+        )
+        status = await _to_its_end(self._management.register(wanted))
+        return json_response({"status": status}, _status_code(status), request)
+
+    async def _list(self, request: Request) -> HTTPResponse:
+        parameters = Parameters(request)
+        limit, offset = parameters.integer("limit"), parameters.integer("next_page_token")
+        page = self._management.list_models(100 if limit is None else limit, offset or 0)
+        return json_response(page, 200, request)
+
+    async def _describe(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
+        return json_response(await self._management.describe(unquote(model), version), 200, request)
+
+    async def _scale(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
+        parameters = Parameters(request)
+        low = parameters.integer("min_worker")
+        work = self._management.scale(
+            unquote(model),
+            version or parameters.text("model_version"),
+            1 if low is None else low,
+            parameters.integer("max_worker"),
+            synchronous=parameters.flag("synchronous", False),
+        )
+        status = await _to_its_end(work)
+        return json_response({"status": status}, _status_code(status), request)
+
+    async def _unregister(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
+        status = await _to_its_end(self._management.unregister(unquote(model), version))
+        return json_response({"status": status}, 200, request)
+
+
+def _status_code(status: str) -> int:
+    """Work that goes on in the background is 202."""
+    return 202 if status == "Processing worker updates..." else 200
+
+
+def _runtime(word: str | None) -> str | None:
+    if word is not None and word not in ("python", "python3", "LSP"):
+        raise BadRequest(f"Invalid RuntimeType value: {word}")
+    return word

@@ -1,0 +1,201 @@
+"""What the server was told, read once: defaults < config.properties < command line.
+
+Keys, defaults and the file's format are TorchServe's (contract sections 7.1, 7.4, 7.5). A key that is not honoured yet is
+reported by name with its line, never silently dropped.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class ConfigError(Exception):
+    """The server cannot start with this configuration; the message names the key, what was expected and what came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        return self.host == "localhost" or self.host.startswith("127.")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting, frozen. `models` holds `all`, `name=location` or `location` entries."""
+
+    model_store: Path | None = None
+    models: tuple[str, ...] = ()
+    inference_address: Address = Address("127.0.0.1", 8080)
+    management_address: Address = Address("127.0.0.1", 8081)
+    job_queue_size: int = 100
+    default_workers_per_model: int = 0
+    default_response_timeout_s: int = 120
+    default_startup_timeout_s: int = 120
+    unregister_model_timeout_s: int = 120
+    max_request_size: int = 6_553_500
+    max_response_size: int = 6_553_500
+    decode_input_request: bool = True
+    limit_max_image_pixels: bool = True
+    enable_model_api: bool = False
+    disable_token_authorization: bool = False
+    snapshots: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+# config.properties key -> field, for the keys whose value is the field's own type.
+_HONOURED = {
+    "model_store": "model_store",
+    "load_models": "models",
+    "inference_address": "inference_address",
+    "management_address": "management_address",
+    "job_queue_size": "job_queue_size",
+    "default_workers_per_model": "default_workers_per_model",
+    "default_response_timeout": "default_response_timeout_s",
+    "default_startup_timeout": "default_startup_timeout_s",
+    "unregister_model_timeout": "unregister_model_timeout_s",
+    "max_request_size": "max_request_size",
+    "max_response_size": "max_response_size",
+    "decode_input_request": "decode_input_request",
+    "limit_max_image_pixels": "limit_max_image_pixels",
+    "enable_model_api": "enable_model_api",
+    "disable_token_authorization": "disable_token_authorization",
+}
+_AT_LEAST = {
+    "job_queue_size": 1,
+    "default_workers_per_model": 0,
+    "default_response_timeout": 0,
+    "default_startup_timeout": 0,
+    "unregister_model_timeout": 0,
+    "max_request_size": 1,
+    "max_response_size": 1,
+}
+INT_MAX = 2**31 - 1
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ENVIRONMENT = re.compile(r"\$\$([A-Za-z_][A-Za-z0-9_]*)\$\$")
+_SEPARATOR = re.compile(r"(?<!\\)(?:\\\\)*\s*[=:]\s*|(?<!\\)\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    key: str
+    value: str
+    line: int
+
+
+def parse_properties(text: str) -> list[Property]:
+    """A Java properties file: comments, continued lines, escapes."""
+    found, pending, started = [], "", 0
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.lstrip()
+        if not pending and (not line or line[0] in "#!"):
+            continue
+        started = started if pending else number
+        pending += line
+        if (len(line) - len(line.rstrip("\\"))) % 2:
+            pending = pending[:-1]
+            continue
+        match = _SEPARATOR.search(pending)
+        key, value = (pending[: match.start()], pending[match.end() :]) if match else (pending, "")
+        found.append(Property(_unescaped(key.strip()), _unescaped(value), started))
+        pending = ""
+    if pending:
+        found.append(Property(_unescaped(pending.strip()), "", started))
+    return found
+
+
+def _unescaped(text: str) -> str:
+    known = {"n": "\n", "t": "\t", "r": "\r", "f": "\f"}
+
+    def plain(match: re.Match[str]) -> str:
+        code = match[1]
+        return chr(int(code[1:], 16)) if len(code) == 5 else known.get(code, code)
+
+    return _ESCAPE.sub(plain, text)
+
+
+def read_config_file(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Settings from a config.properties. Raises `ConfigError` naming the file and the line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"--ts-config file not found: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--ts-config file {path} cannot be read: {error}") from None
+    fields: dict[str, Any] = {}
+    warnings: list[str] = []
+    for entry in parse_properties(text):
+        where = f"{path}:{entry.line}: {entry.key}"
+        if entry.key not in _HONOURED:
+            warnings.append(f"{where} is not a setting of this server and is ignored.")
+            continue
+        field = _HONOURED[entry.key]
+        fields[field] = _value(field, entry.key, _expanded(entry.value, environ, where), where)
+    return replace(Settings(), **fields, warnings=tuple(warnings))
+
+
+def _expanded(value: str, environ: Mapping[str, str], where: str) -> str:
+    def lookup(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise ConfigError(f"{where}: Invalid Environment Variable {match[1]}")
+        return environ[match[1]]
+
+    return _ENVIRONMENT.sub(lookup, value).strip()
+
+
+def _value(field: str, key: str, text: str, where: str) -> Any:
+    if field == "model_store":
+        return Path(text)
+    if field == "models":
+        return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+    default = getattr(Settings(), field)
+    if isinstance(default, Address):
+        return parse_address(text, where, default.port)
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{where}: expected true or false, got {text!r}")
+        return text.lower() == "true"
+    if not re.fullmatch(r"[+-]?[0-9]+", text) or not _AT_LEAST[key] <= int(text) <= INT_MAX:
+        raise ConfigError(f"{where}: expected a whole number from {_AT_LEAST[key]} to {INT_MAX}, got {text!r}")
+    return int(text)
+
+
+def parse_address(text: str, where: str, default_port: int) -> Address:
+    """`http://host[:port]`. Raises `ConfigError`; https and unix addresses are not served yet and say so."""
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme != "http" or not parts.hostname or port == -1 or parts.path not in ("", "/"):
+        raise ConfigError(f"{where}: expected http://host:port, got {text!r}")
+    if port is None:
+        port = 80 if default_port == 8080 else default_port  # TorchServe: 80 for inference, its own port for management
+    return Address(parts.hostname, port)
+
+
+def check(settings: Settings) -> None:
+    """What no single key shows. Raises `ConfigError`."""
+    if settings.model_store is None:
+        raise ConfigError("Missing mandatory parameter --model-store")
+    if not settings.model_store.is_dir():
+        raise ConfigError(f"--model-store directory not found: {settings.model_store}")
+    for name, address in (("inference", settings.inference_address), ("management", settings.management_address)):
+        if not (address.loopback or settings.disable_token_authorization):
+            raise ConfigError(
+                f"{name}_address: expected a loopback address, got {address}: this version has no tokens, so whoever reaches"
+                " the address may use it. Say --disable-token-auth (disable_token_authorization=true) to serve it all the same."
+            )
+    if settings.inference_address == settings.management_address:
+        raise ConfigError(
+            f"management_address: expected another address than inference_address, got {settings.management_address} for both"
+        )

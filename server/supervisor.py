@@ -1,0 +1,120 @@
+"""The supervisor: opens the sockets, starts everything, waits to be told to stop, stops everything. No model code here.
+
+Start: sockets, models (workers begin to load), front ends, management listener, "Model server started.".
+Stop:  management closes, front ends answer what they have, workers finish and end, files go. A second signal does not wait.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+import psutil
+
+from ringserve.server.app import close_idle, start_serving, stop_accepting
+from ringserve.server.control import ServeHttp
+from ringserve.server.fleet import Fleet, FleetHooks
+from ringserve.server.management import Management
+from ringserve.server.repository.store import ModelStore
+from ringserve.server.routes.management import ManagementRoutes
+from ringserve.server.settings import Address, ConfigError, Settings
+from ringserve.shm.segment import sweep_names
+
+logger = logging.getLogger("ringserve.supervisor")
+
+DRAIN_S = 30.0
+BACKLOG = 1024
+_WORK_DIR = re.compile(r"ringserve-(\d+)-\w+")
+
+
+def listen(name: str, address: Address) -> socket.socket:
+    """A bound, listening socket. Raises `ConfigError`."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"{name}_address: {address} cannot be bound: {error.strerror or error}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def make_work_dir(parent: Path) -> Path:
+    """A private folder for unpacked archives, named by our pid; those of servers that died are removed."""
+    for entry in parent.iterdir():
+        match = _WORK_DIR.fullmatch(entry.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            shutil.rmtree(entry, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"ringserve-{os.getpid()}-", dir=parent))
+
+
+class Supervisor:
+    """`run` starts and stops; `on_started` is called once when the listeners are up."""
+
+    def __init__(self, settings: Settings, on_started: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_started = on_started
+        self._stop_asked = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until stopped by SIGTERM or SIGINT. Raises `ConfigError`, or `RingServeError` when a front end cannot start."""
+        settings = self._settings
+        assert settings.model_store is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop_requested)
+        inference = listen("inference", settings.inference_address)
+        management_socket = listen("management", settings.management_address)
+        sweep_names()
+        work_dir = make_work_dir(Path(tempfile.gettempdir()))
+        management = Management(settings, ModelStore(settings.model_store, work_dir))
+        first = ServeHttp(settings.max_request_size, package_version("ringserve"))
+        hooks = FleetHooks(management.routes, management.ready_workers, management.kill_stuck)
+        fleet = Fleet(inference, first, hooks)
+        try:
+            await management.load_at_startup(settings.models)
+            management.fleet = fleet
+            await fleet.start(1)
+            routes = ManagementRoutes(management, settings.max_request_size)
+            server = await start_serving(routes.app, management_socket)
+            logger.info("Inference API bind to: %s", settings.inference_address)
+            logger.info("Management API bind to: %s", settings.management_address)
+            self._on_started()
+            await self._stop_asked.wait()
+            logger.info("stopping: answering what is in flight")
+            stop_accepting(server)
+            close_idle(server)
+        finally:
+            await self._stop(fleet, management)
+            inference.close()
+            management_socket.close()
+            shutil.rmtree(work_dir, ignore_errors=True)
+
+    async def _stop(self, fleet: Fleet, management: Management) -> None:
+        orderly = asyncio.ensure_future(self._stop_in_order(fleet, management))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({orderly, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not orderly.done():
+            logger.warning("told to stop twice: killing what still runs")
+            for child in psutil.Process().children(recursive=True):
+                child.kill()
+        await orderly
+
+    async def _stop_in_order(self, fleet: Fleet, management: Management) -> None:
+        await fleet.stop(DRAIN_S)
+        await management.stop_workers()
+
+    def _stop_requested(self) -> None:
+        if self._stop_asked.is_set():
+            self._hurry.set()
+        self._stop_asked.set()

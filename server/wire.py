@@ -1,0 +1,91 @@
+"""HTTP answers as bytes. TorchServe's facts about them: contract section 1.1 (headers on every response, JSON pretty printed,
+connection closed from status 400 on)."""
+
+import os
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+
+import orjson
+
+from ringserve.protocol.errors import PredictionFailed, RingServeError
+from ringserve.protocol.request import Answer
+
+FIXED_HEADERS = {
+    "Pragma": "no-cache",
+    "Cache-Control": "no-cache; no-store, must-revalidate, private",
+    "Expires": "Thu, 01 Jan 1970 00:00:00 UTC",
+}
+_FIXED = "".join(f"{name}: {value}\r\n" for name, value in FIXED_HEADERS.items()).encode()
+_JSON_START = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + _FIXED
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+# The server says these itself; a handler cannot know them.
+_OURS = {"content-length", "transfer-encoding", "connection"}
+
+
+def json_text(value: object) -> bytes:
+    """The server's own JSON: two spaces, a newline at the end."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def error_body(error: RingServeError) -> bytes:
+    """TorchServe's `{"code", "type", "message"}`."""
+    return json_text({"code": error.http_status, "type": error.type, "message": error.message})
+
+
+def _uuids() -> Iterator[str]:
+    """Random UUIDs (version 4), made a few hundred at a time: one system call and no object each."""
+    while True:
+        digits = os.urandom(16 * 256).hex()
+        for at in range(0, len(digits), 32):
+            text = digits[at : at + 32]
+            variant = "89ab"[int(text[16], 16) & 3]
+            yield f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+
+
+_next_uuid = _uuids().__next__
+
+
+def request_id(sent: str | None) -> str:
+    """The client's `x-request-id` when it is printable and short, else a fresh one."""
+    if sent is not None and _REQUEST_ID.fullmatch(sent):
+        return sent
+    return _next_uuid()
+
+
+def answer_bytes(answer: Answer, rid: str, *, keep_alive: bool, head_only: bool) -> bytes:
+    """The whole response. Raises `PredictionFailed` for a status or header that HTTP cannot carry."""
+    body = b"" if head_only else answer.body
+    connection = b"keep-alive" if keep_alive else b"close"
+    tail = (rid.encode("ascii"), len(answer.body), connection, body)
+    if answer.status == 200 and answer.headers is None and answer.content_type == "application/json":
+        return _JSON_START + b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n%b" % tail
+    start = _status_and_headers(answer).encode("utf-8", "surrogateescape") + _FIXED
+    if answer.status in (204, 304):  # these never have a body
+        return start + b"x-request-id: %b\r\nconnection: %b\r\n\r\n" % (tail[0], connection)
+    return start + b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n%b" % tail
+
+
+def _status_and_headers(answer: Answer) -> str:
+    if not 200 <= answer.status <= 999:
+        raise PredictionFailed(f"The handler set status {answer.status!r}: expected a number from 200 to 999.")
+    phrase = answer.phrase or _REASONS.get(answer.status, "Unknown")
+    lines = [f"HTTP/1.1 {answer.status} {phrase}"]
+    if not _HEADER_VALUE.fullmatch(phrase):
+        raise PredictionFailed("The handler set a status phrase with control characters.")
+    headers = dict(answer.headers or {})
+    if answer.content_type is not None:
+        headers.setdefault("content-type", answer.content_type)
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise PredictionFailed(f"The handler set the response header {name!r}, which HTTP cannot carry.")
+        if name.lower() not in _OURS:
+            lines.append(f"{name}: {value}")
+    return "\r\n".join(lines) + "\r\n"
+
+
+def error_answer(error: RingServeError) -> Answer:
+    return Answer(error_body(error), "application/json", error.http_status)

@@ -1,0 +1,251 @@
+"""The worker: one process, one model version, one device. It waits, views, executes and answers.
+
+Run as `python -P -m ringserve.server.worker CONTROL_FD`. The supervisor says over the control socket what to load and which
+lanes to serve; the doorbells of the lanes say when there is a batch. When the supervisor dies, the worker finishes what its
+front ends still send and exits with the last of them.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ringserve.backends.contract import Backend, Batch, LoadedModel
+from ringserve.backends.registry import create_backend
+from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
+from ringserve.protocol.tensor import Signature
+from ringserve.server.control import (
+    Channel,
+    ControlClosed,
+    LinkLane,
+    Loaded,
+    LoadFailed,
+    LoadModel,
+    StopWorker,
+    ToWorker,
+)
+from ringserve.server.payloads import read_requests
+from ringserve.server.replies import STATUS_OVERFLOW, write_replies, write_typed_success
+from ringserve.shm.lane import Lane, Slab
+from ringserve.shm.link import WorkerLink
+from ringserve.shm.ring import Entry
+from ringserve.shm.segment import Segment
+from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, ShmError
+
+logger = logging.getLogger("ringserve.worker")
+
+# How long a worker whose supervisor died may go on with what it is doing.
+ORPHAN_S_MAX = 30.0
+
+
+class ServedLane:
+    """One front end's lane and this worker's link to it."""
+
+    def __init__(self, lane: Lane, link: WorkerLink) -> None:
+        self.lane = lane
+        self.link = link
+        self.due = 0  # batches the doorbell has counted and nobody has taken yet
+
+    def close(self) -> None:
+        self.link.close()
+        self.lane.close()
+
+
+class Worker:
+    """The loop. `response_bytes_max` is `max_response_size`."""
+
+    def __init__(self, channel: Channel, backend: Backend, signature: Signature, response_bytes_max: int) -> None:
+        self._channel = channel
+        self._backend = backend
+        self._signature = signature
+        self._response_bytes_max = response_bytes_max
+        self._lanes: dict[int, ServedLane] = {}  # by the descriptor of their doorbell
+        self._poller = select.poll()
+        self._orphaned = False
+        self._stopping = False
+
+    def serve_forever(self) -> None:
+        """Until told to stop, or until nobody is left to serve."""
+        control_fd = self._channel.fileno()
+        self._poller.register(control_fd, select.POLLIN)
+        while not (self._stopping or (self._orphaned and not self._lanes)):
+            for fd, _ in self._poller.poll():
+                if fd == control_fd:
+                    self._obey()
+                else:
+                    self._listen(fd)
+            self._execute_due()
+
+    def _obey(self) -> None:
+        try:
+            received = self._channel.receive(wait=False)
+        except ControlClosed:
+            self._orphaned = True
+            self._poller.unregister(self._channel.fileno())
+            return
+        if received is None:
+            return
+        message, fds = received
+        if isinstance(message, LinkLane):
+            self._attach(message, fds)
+        elif isinstance(message, StopWorker):
+            self._stopping = True
+
+    def _attach(self, message: LinkLane, fds: list[int]) -> None:
+        served = ServedLane(Lane.attach(fds[0], message.shape), WorkerLink(tuple(fds[1:])))
+        self._lanes[served.link.listener.fd] = served
+        self._poller.register(served.link.listener.fd, select.POLLIN)
+
+    def _listen(self, fd: int) -> None:
+        served = self._lanes[fd]
+        try:
+            served.due += served.link.listener.collect()
+        except PeerGone:
+            self._drop(fd)
+
+    def _drop(self, fd: int) -> None:
+        self._poller.unregister(fd)
+        self._lanes.pop(fd).close()
+
+    def _execute_due(self) -> None:
+        """One batch of each lane in turn, so that no front end waits behind another's second batch."""
+        while any(served.due for served in self._lanes.values()):
+            for fd, served in list(self._lanes.items()):
+                if not served.due:
+                    continue
+                served.due -= 1
+                try:
+                    self._serve_one(served)
+                except PeerGone:
+                    self._drop(fd)
+
+    def _serve_one(self, served: ServedLane) -> None:
+        link = served.link
+        command = link.commands.take()
+        slab = served.lane.slabs[command.slab]
+        if self._signature.typed:
+            overflow = self._execute_typed(slab, command.rows)
+        else:
+            overflow = self._execute_bytes(slab, command.rows, link)
+        if overflow is not None:
+            link.send_parcel(overflow)
+            overflow.close()
+        status = STATUS_OVERFLOW if overflow is not None else 0
+        pushed = link.completions.try_push(Entry(command.sequence, command.slab, command.rows, status))
+        assert pushed, "the front end may not have more batches outstanding than the ring holds"
+        link.bell.ring()
+
+    def _execute_typed(self, slab: Slab, rows: int) -> Segment | None:
+        signature = self._signature
+        inputs = {spec.name: array[:rows] for spec, array in zip(signature.inputs, slab.inputs, strict=True)}
+        outputs = {spec.name: array[:rows] for spec, array in zip(signature.outputs, slab.outputs, strict=True)}
+        error = self._run(Batch(rows, inputs, outputs))
+        if error is None:
+            write_typed_success(slab, rows)
+            return None
+        return write_replies(slab, [error] * rows, self._response_bytes_max)
+
+    def _execute_bytes(self, slab: Slab, rows: int, link: WorkerLink) -> Segment | None:
+        parcels: list[Segment] = []
+        requests, parcels = read_requests(slab, rows, link.receive_parcel)
+        batch = Batch(rows, requests=requests)
+        error = self._run(batch)
+        if error is None and len(batch.replies) != rows:
+            error = PredictionFailed(f"number of batch response mismatched, expect: {rows}, got: {len(batch.replies)}.")
+        try:
+            return write_replies(slab, [error] * rows if error else batch.replies, self._response_bytes_max)
+        except OutOfSharedMemory as failure:
+            refusal = OutOfResources(f"The answer does not fit into memory: {failure}.")
+            return write_replies(slab, [refusal] * rows, self._response_bytes_max)
+        finally:
+            del requests, batch
+            for parcel in parcels:
+                parcel.close()
+
+    def _run(self, batch: Batch) -> RingServeError | None:
+        """Execute; an exception becomes the error that every row is answered with."""
+        try:
+            self._backend.execute(batch)
+        except RingServeError as error:
+            return error
+        except MemoryError:
+            logger.exception("the model ran out of memory")
+            return OutOfResources("Out of resources")
+        except BaseException:
+            # SystemExit and KeyboardInterrupt of a model are its failure, not our end.
+            logger.exception("the model raised")
+            return PredictionFailed("Prediction failed")
+        return None
+
+
+def _model_of(message: LoadModel) -> LoadedModel:
+    return LoadedModel(
+        name=message.model,
+        version=message.version,
+        model_dir=Path(message.model_dir),
+        handler=message.handler,
+        manifest=message.manifest,
+        config=message.config,
+        batch_size_max=message.batch_size,
+        signature=message.signature,
+        decode_input_request=message.decode_input_request,
+        limit_max_image_pixels=message.limit_max_image_pixels,
+        server_version=message.server_version,
+    )
+
+
+def _exit_when_orphaned(control_fd: int) -> None:
+    """A model that never returns must not outlive its server: the socket's hang-up starts a clock."""
+    poller = select.poll()
+    poller.register(control_fd, 0)  # hang-up and error are always reported, and nothing else
+    poller.poll()
+    time.sleep(ORPHAN_S_MAX)
+    os._exit(1)
+
+
+def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature]:
+    """Do as the first message says. Exits with 1 when the model cannot be loaded, having said why."""
+    received = channel.receive(wait=True)
+    assert received is not None
+    message, _ = received
+    assert isinstance(message, LoadModel)
+    try:
+        os.chdir(message.model_dir)
+        backend = create_backend(message.backend)
+        signature = backend.load(_model_of(message))
+    except BaseException as error:
+        logger.exception("model %s version %s cannot be loaded", message.model, message.version)
+        text = error.message if isinstance(error, RingServeError) else f"{type(error).__name__}: {error}"
+        out_of_memory = isinstance(error, MemoryError | OutOfResources) or "CUDA out of memory" in text
+        channel.send(LoadFailed(text, out_of_memory))
+        sys.exit(1)
+    return backend, message, signature
+
+
+def main() -> None:
+    """Entry point of a worker process."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), ToWorker)
+    threading.Thread(target=_exit_when_orphaned, args=(channel.fileno(),), daemon=True).start()
+    with contextlib.suppress(ControlClosed):
+        backend, message, signature = _load(channel)
+        channel.send(Loaded(signature))
+        worker = Worker(channel, backend, signature, message.response_bytes_max)
+        try:
+            worker.serve_forever()
+        except ShmError:
+            logger.exception("the lane cannot be served any longer")
+            sys.exit(1)
+        finally:
+            backend.close()
+
+
+if __name__ == "__main__":
+    main()

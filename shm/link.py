@@ -1,0 +1,95 @@
+"""A link: what one front end and one worker share besides the slabs.
+
+Two rings in one page, a doorbell for each, and a socket for parcels: one-off segments for payloads that do not fit into
+a slab. The creator makes a link for each (front end, worker process) and gives each side its end; a restarted worker gets
+a fresh one, so a cursor never has two writers in its life.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from ringserve.shm.doorbell import Listener, Ringer, make_doorbell
+from ringserve.shm.layout import COMMANDS_AT, COMPLETIONS_AT, LINK_BYTES, LINK_MAGIC, check_header, write_header
+from ringserve.shm.ring import Consumer, Producer
+from ringserve.shm.segment import Segment
+from ringserve.shm.shm_errors import PeerGone
+
+# Descriptors of one end, in the order they travel: rings, doorbell to ring, doorbell to listen to, parcel socket.
+END_FDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFds:
+    """Both ends as descriptors, owned by whoever made them until they are sent."""
+
+    front: tuple[int, int, int, int]
+    worker: tuple[int, int, int, int]
+
+    def close(self) -> None:
+        for fd in (*self.front, *self.worker):
+            os.close(fd)
+
+
+def create_link() -> LinkFds:
+    """Raises `OutOfSharedMemory`, or `OSError` when the process has no descriptors left."""
+    segment = Segment.create(LINK_BYTES)
+    write_header(segment.view, LINK_MAGIC, 0)
+    rings = os.dup(segment.fd), os.dup(segment.fd)
+    segment.close()
+    commands, completions = make_doorbell(), make_doorbell()
+    front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return LinkFds(
+        front=(rings[0], commands.ring_fd, completions.listen_fd, front.detach()),
+        worker=(rings[1], completions.ring_fd, commands.listen_fd, worker.detach()),
+    )
+
+
+class _LinkEnd:
+    def __init__(self, fds: tuple[int, ...]) -> None:
+        """Take over the descriptors. Raises `LayoutMismatch`."""
+        assert len(fds) == END_FDS
+        self._segment = Segment.attach(fds[0])
+        self.memory = self._segment.view
+        self.bell = Ringer(fds[1])
+        self.listener = Listener(fds[2])
+        self._parcels = socket.socket(fileno=fds[3])
+        check_header(self.memory, LINK_MAGIC, 0)
+
+    def send_parcel(self, parcel: Segment) -> None:
+        """Hand over a one-off segment, before the entry that needs it is announced. Raises `PeerGone`."""
+        try:
+            socket.send_fds(self._parcels, [b"p"], [parcel.fd])
+        except (BrokenPipeError, ConnectionResetError):
+            raise PeerGone("the other end of the link is closed") from None
+
+    def receive_parcel(self) -> Segment:
+        """The next one-off segment in the order they were sent. Raises `PeerGone`."""
+        _, fds, _, _ = socket.recv_fds(self._parcels, 1, 1)
+        if not fds:
+            raise PeerGone("a parcel was announced and none came")
+        return Segment.attach(fds[0])
+
+    def close(self) -> None:
+        self.bell.close()
+        self.listener.close()
+        self._parcels.close()
+        self._segment.close()
+
+
+class FrontLink(_LinkEnd):
+    """The front end's end: pushes commands, takes completions."""
+
+    def __init__(self, fds: tuple[int, ...]) -> None:
+        super().__init__(fds)
+        self.commands = Producer(self.memory, COMMANDS_AT)
+        self.completions = Consumer(self.memory, COMPLETIONS_AT)
+
+
+class WorkerLink(_LinkEnd):
+    """The worker's end: takes commands, pushes completions."""
+
+    def __init__(self, fds: tuple[int, ...]) -> None:
+        super().__init__(fds)
+        self.commands = Consumer(self.memory, COMMANDS_AT)
+        self.completions = Producer(self.memory, COMPLETIONS_AT)
