@@ -21,6 +21,8 @@ logger = logging.getLogger("ringserve.http")
 
 App = Sanic[Any, Any]
 
+logging.getLogger("sanic.root").setLevel(logging.WARNING)  # its banner says nothing about this server
+
 NOT_FOUND = "Requested resource is not found, please refer to API document."
 METHOD_NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
 # Sanic's own clocks: a head and body must arrive within the first, an idle connection is kept for the second. How long a

@@ -4,6 +4,7 @@ Predictions are answered here, in front of Sanic's router and response objects, 
 else on the path; any other request goes the ordinary way through Sanic.
 """
 
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
@@ -81,8 +82,14 @@ class Inference:
                 error = NoWorker(_no_worker_text(request.path))
             keep_alive = False
             data = answer_bytes(error_answer(error), rid, keep_alive=False, head_only=stream.head_only)
-        stream.keep_alive = keep_alive
-        await stream._send(data)
+        protocol = stream.protocol
+        await protocol._can_write.wait()
+        transport = protocol.transport
+        gone = transport is None or transport.is_closing()
+        if not gone:
+            transport.write(data)
+            protocol._time = monotonic()  # the idle clock of the connection starts now
+        stream.keep_alive = keep_alive and not gone
         stream.response_func = None
         stream.stage = Stage.IDLE
 

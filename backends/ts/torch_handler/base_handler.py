@@ -6,7 +6,6 @@ that asks for an explanation or a description takes the hook of that name instea
 
 import logging
 import os
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -125,8 +124,7 @@ class BaseHandler:
         return data.tolist()
 
     def handle(self, data: Any, context: Any) -> Any:
-        """Answer one batch, and report how long it took as `HandlerTime`."""
-        start_ns = time.perf_counter_ns()
+        """Answer one batch."""
         self.context = context
         if os.environ.get("ENABLE_TORCH_PROFILER"):
             output, _ = self._infer_with_profiler(data)
@@ -138,8 +136,6 @@ class BaseHandler:
                 output = self.explain_handle(prepared, data)
             else:
                 output = self.postprocess(self.inference(prepared))
-        elapsed_ms = (time.perf_counter_ns() - start_ns) / 1e6
-        context.metrics.add_time("HandlerTime", round(elapsed_ms, 2), None, "ms")
         return output
 
     def _infer_with_profiler(self, data: Any) -> tuple[Any, Any]:

@@ -1,0 +1,151 @@
+"""The servers that are measured: each a context manager that starts one, waits for it and stops all that it started."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from benchmarks import mlp
+
+ROOT = Path(__file__).resolve().parent.parent
+RINGSERVE = Path(sys.executable).parent / "ringserve"  # the one installed beside this Python
+HOST = "127.0.0.1"
+READY_S_MAX = 90.0
+STOP_S_MAX = 20.0
+POLL_S = 0.1
+REPLY_S_MAX = 10.0
+LOG_TAIL_LINES = 30
+# One thread for the model, in the worker as in the process that measures it alone.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where to send the load, and the process that answers."""
+
+    port: int
+    path: str
+    pid: int
+    management_port: int = 0
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Resident bytes, by what the process is for."""
+
+    supervisor: int
+    front_ends: int
+    workers: int
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now; all held until all are found, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((HOST, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@contextmanager
+def process(command: list[str], directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that leads its own group: a Ctrl-C reaches it from here only, and what it leaves behind can be killed."""
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            command, cwd=directory, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT, process_group=0
+        )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_S_MAX)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def wait_until(ready: Callable[[], bool], child: subprocess.Popen[bytes], log: Path) -> None:
+    """Poll until the child is ready; a child that has ended or takes too long is shown with the end of its log."""
+    end_s = time.monotonic() + READY_S_MAX
+    while child.poll() is None and time.monotonic() < end_s:
+        with contextlib.suppress(OSError, ValueError):  # refused, or not yet what it will be
+            if ready():
+                return
+        time.sleep(POLL_S)
+    why = f"ended with {child.returncode}" if child.returncode is not None else f"was not ready in {READY_S_MAX:.0f} s"
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+    raise SystemExit(f"{Path(child.args[0]).name} {why}:\n{tail}")  # type: ignore[index,arg-type]
+
+
+def ask(url: str, body: bytes | None = None) -> bytes:
+    """GET, or POST when there is a body."""
+    # Named, because urllib would call it a form.
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/octet-stream"})
+    with urllib.request.urlopen(request, timeout=REPLY_S_MAX) as reply:
+        answer: bytes = reply.read()
+    return answer
+
+
+def worker_pids(management_port: int) -> list[int]:
+    """The model's workers, when all of them are ready; else none."""
+    workers = json.loads(ask(f"http://{HOST}:{management_port}/models/{mlp.NAME}"))[0]["workers"]
+    return [worker["pid"] for worker in workers] if all(worker["status"] == "READY" for worker in workers) else []
+
+
+@contextmanager
+def ringserve(case: mlp.Case, directory: Path) -> Iterator[Target]:
+    """Our server on the typed archive, one worker."""
+    store, log = directory / "store", directory / "ringserve.log"
+    store.mkdir()
+    (directory / "model-config.yaml").write_text(mlp.CONFIG)
+    pack = [str(RINGSERVE), "archive", "--model-name", mlp.NAME, "--version", "1.0"]
+    # An archive needs a handler; the configuration names a backend, which goes before it.
+    pack += ["--handler", "base_handler", "--serialized-file", str(case.weights)]
+    pack += ["--config-file", str(directory / "model-config.yaml")]
+    subprocess.run([*pack, "--export-path", str(store), "--force"], check=True, stdout=subprocess.DEVNULL)
+
+    inference, management, metrics = free_ports(3)
+    (directory / "config.properties").write_text(
+        f"inference_address=http://{HOST}:{inference}\nmanagement_address=http://{HOST}:{management}\n"
+        f"metrics_address=http://{HOST}:{metrics}\njob_queue_size=1000\n"
+    )
+    command = [str(RINGSERVE), "start", "--foreground", "--model-store", str(store), "--models", "all"]
+    command += ["--ts-config", "config.properties", "--no-config-snapshots", "--disable-token-auth"]
+    with process([*command, "--enable-model-api"], directory, log) as child:
+        wait_until(lambda: bool(worker_pids(management)), child, log)
+        yield Target(inference, f"/predictions/{mlp.NAME}", child.pid, management)
+
+
+@contextmanager
+def sanic_without_a_model(case: mlp.Case, directory: Path) -> Iterator[Target]:
+    """Ceiling 1. It answers everything with the first right answer, so a body of ours costs what a real one does."""
+    log = directory / "ceiling.log"
+    (port,) = free_ports(1)
+    answer = msgspec.json.encode(case.answers[0])
+    with process([sys.executable, "-m", "benchmarks.ceiling_app", str(port), answer.decode()], ROOT, log) as child:
+        wait_until(lambda: ask(f"http://{HOST}:{port}/predict", case.bodies[0]) == answer, child, log)
+        yield Target(port, "/predict", child.pid)
+
+
+def memory(target: Target) -> Memory:
+    """What our server's processes occupy. A child that is no worker of the model is a front end or one's helper."""
+    supervisor = psutil.Process(target.pid)
+    workers = set(worker_pids(target.management_port))
+    front_ends = in_workers = 0
+    for child in supervisor.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.pid in workers:
+                in_workers += child.memory_info().rss
+            else:
+                front_ends += child.memory_info().rss
+    return Memory(supervisor.memory_info().rss, front_ends, in_workers)
