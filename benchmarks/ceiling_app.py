@@ -1,6 +1,6 @@
 """Ceiling 1: Sanic answering without a model. The body is received, the answer is a constant.
 
-python -m benchmarks.ceiling_app PORT ANSWER
+python benchmarks/ceiling_app.py PORT ANSWER
 """
 
 import sys

@@ -58,10 +58,14 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def process(command: list[str], directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that leads its own group: a Ctrl-C reaches it from here only, and what it leaves behind can be killed."""
+    """A child that leads its own group: a Ctrl-C reaches it from here only, and what it leaves behind can be killed.
+
+    Its temporary folder is `directory`: a PID file there cannot meet that of a server which runs for other reasons.
+    """
+    environment = {**ENVIRONMENT, "TMPDIR": str(directory)}
     with log.open("wb") as out:
         child = subprocess.Popen(
-            command, cwd=directory, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT, process_group=0
+            command, cwd=directory, env=environment, stdout=out, stderr=subprocess.STDOUT, process_group=0
         )
     try:
         yield child
@@ -132,7 +136,8 @@ def sanic_without_a_model(case: mlp.Case, directory: Path) -> Iterator[Target]:
     log = directory / "ceiling.log"
     (port,) = free_ports(1)
     answer = msgspec.json.encode(case.answers[0])
-    with process([sys.executable, "-m", "benchmarks.ceiling_app", str(port), answer.decode()], ROOT, log) as child:
+    command = [sys.executable, str(ROOT / "benchmarks" / "ceiling_app.py"), str(port), answer.decode()]
+    with process(command, directory, log) as child:
         wait_until(lambda: ask(f"http://{HOST}:{port}/predict", case.bodies[0]) == answer, child, log)
         yield Target(port, "/predict", child.pid)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ringserve.protocol.errors import OutOfResources, RingServeError, WorkerStartFailed
 from ringserve.protocol.tensor import Signature
-from ringserve.server.budget import cpu_count
+from ringserve.server.budget import worker_threads
 from ringserve.server.control import Loaded, LoadFailed, LoadModel, StopWorker, WorkerMessage
 from ringserve.server.lifecycle import FAILURES_TOLERATED, Event, State, retry_delay_s
 from ringserve.server.process import Child, oom_kills
@@ -22,6 +22,7 @@ logger = logging.getLogger("ringserve.pool")
 # A worker told to stop finishes its batches first; then it is killed.
 STOP_S_MAX = 30.0
 CAUSE_LINES = 12
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WorkerSlot:
@@ -147,9 +148,8 @@ class WorkerPool:
 
     def _environment(self) -> dict[str, str]:
         """The server's own, with this worker's share of the processors for the libraries that ask when imported."""
-        threads = str(max(1, cpu_count() // max(1, len(self.slots))))
-        shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-        return {**shares, **os.environ, "PYTHONUNBUFFERED": "1"}
+        threads = os.environ.get("OMP_NUM_THREADS") or str(worker_threads(len(self.slots)))
+        return {**dict.fromkeys(THREAD_VARIABLES, threads), **os.environ, "PYTHONUNBUFFERED": "1"}
 
     def _too_slow(self, slot: WorkerSlot, child: Child) -> None:
         if child.state is State.STARTING:

@@ -3,7 +3,20 @@
 A doorbell is a pipe: ringing writes one byte per entry, and what a read returns is how many entries there are to take. So
 the count travels with the wake-up through the kernel, which also orders the memory behind it, and an idle listener sleeps.
 
-Why a pipe (benchmarks/doorbell.py prints the table again): DOORBELL_FIGURES
+Why a pipe. Round trips between two processes in µs, p50 / p99 of 10 000, two processors, Linux 6.18
+(`python benchmarks/doorbell.py` prints the table again):
+
+                            as placed     one CPU       two CPUs      ringing, nobody waiting
+    pipe                    49.9 / 70.0   5.3 /  6.6    46.7 / 63.9   0.30
+    eventfd                 46.5 / 62.6   4.7 /  5.7    45.4 / 59.3   0.27
+    posix_ipc.Semaphore     46.4 / 59.1   4.5 /  6.7    45.7 / 58.5   0.04
+    unix socket, stream     50.0 / 67.9   7.8 / 10.1    51.6 / 76.9   0.95
+    unix socket, seqpacket  47.4 / 61.7   8.0 /  9.7    50.0 / 63.1   1.07
+
+The wake-up of a sleeping processor costs the same whatever rings, so the deciding points are others: a pipe's end of file
+tells each side that the other died, after everything it rang for (an eventfd and a semaphore stay silent), and an event
+loop can wait on it (not on a semaphore). An empty batch through the whole worker loop takes 15 µs, since the scheduler
+then keeps both ends on one processor (`python benchmarks/rings.py`).
 """
 
 import os
