@@ -6,6 +6,7 @@ front ends still send and exits with the last of them.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import select
@@ -236,6 +237,9 @@ def main() -> None:
     threading.Thread(target=_exit_when_orphaned, args=(channel.fileno(),), daemon=True).start()
     with contextlib.suppress(ControlClosed):
         backend, message, signature = _load(channel)
+        # Frameworks and weights stay for good: without this, the collector walks all of them while a batch waits.
+        gc.collect()
+        gc.freeze()
         channel.send(Loaded(signature))
         worker = Worker(channel, backend, signature, message.response_bytes_max)
         try:

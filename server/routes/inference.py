@@ -83,7 +83,8 @@ class Inference:
             keep_alive = False
             data = answer_bytes(error_answer(error), rid, keep_alive=False, head_only=stream.head_only)
         protocol = stream.protocol
-        await protocol._can_write.wait()
+        if not protocol._can_write.is_set():
+            await protocol._can_write.wait()
         transport = protocol.transport
         gone = transport is None or transport.is_closing()
         if not gone:
