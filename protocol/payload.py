@@ -4,6 +4,8 @@ Typed models need neither: their rows are arrays. For handlers, the front end wr
 of the body; the worker answers with an optional `ReplyHead` and the body.
 """
 
+from typing import Any
+
 import msgspec
 
 
@@ -35,7 +37,6 @@ class ReplyHead(msgspec.Struct, frozen=True, array_like=True):
     headers: dict[str, str] = {}
 
 
-encode_head = msgspec.msgpack.Encoder().encode
 decode_request_head = msgspec.msgpack.Decoder(RequestHead).decode
 decode_reply_head = msgspec.msgpack.Decoder(ReplyHead).decode
 
@@ -47,4 +48,24 @@ class ErrorRecord(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
+def encode_head(head: RequestHead | ReplyHead | ErrorRecord) -> bytes:
+    """Text that is not Unicode (a header byte outside UTF-8, a handler's lone surrogate) arrives with `?` in its place."""
+    try:
+        return _encode(head)
+    except UnicodeEncodeError:
+        return _encode(_unicode(msgspec.to_builtins(head)))
+
+
+def _unicode(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case dict():
+            return {_unicode(key): _unicode(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_unicode(item) for item in value]
+    return value
+
+
+_encode = msgspec.msgpack.Encoder().encode
 decode_error = msgspec.msgpack.Decoder(ErrorRecord).decode

@@ -8,7 +8,7 @@ from typing import Any
 from sanic import HTTPResponse, Sanic
 from sanic.exceptions import MethodNotAllowed as SanicMethodNotAllowed
 from sanic.exceptions import NotFound as SanicNotFound
-from sanic.exceptions import PayloadTooLarge, RequestTimeout, SanicException
+from sanic.exceptions import PayloadTooLarge, RequestCancelled, RequestTimeout, SanicException
 from sanic.handlers import ErrorHandler
 from sanic.request import Request
 from sanic.server.async_server import AsyncioServer
@@ -38,6 +38,8 @@ def translate(error: BaseException, request_bytes_max: int) -> RingServeError:
         return error
     if isinstance(error, PayloadTooLarge):
         return BodyTooLarge(f"Body: the request is larger than {request_bytes_max} bytes, the limit max_request_size.")
+    if isinstance(error, RequestCancelled):
+        return BadRequest("The client closed the connection.")  # nobody reads it
     if isinstance(error, SanicNotFound):
         return NotFound(NOT_FOUND)
     if isinstance(error, SanicMethodNotAllowed):

@@ -209,6 +209,10 @@ class ControlClosed(Exception):
     """The other process ended, or closed its end."""
 
 
+class ControlFull(Exception):
+    """The other process is alive and has not read its messages for long."""
+
+
 class Channel:
     """One end of a control socket. `receives` is the union of messages that may arrive here."""
 
@@ -220,9 +224,9 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send and go on; the caller keeps its descriptors. Blocks only while the other end is a full buffer behind.
-        Raises `ControlClosed`."""
+    def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> None:
+        """Send and go on; the caller keeps its descriptors. When the other end is a whole buffer of messages behind, wait
+        for it, or raise `ControlFull`. Raises `ControlClosed`."""
         assert len(fds) < FDS_MAX
         data, spill = _encode(message), -1
         try:
@@ -231,7 +235,9 @@ class Channel:
                 with open(spill, "wb", closefd=False) as file:
                     file.write(data)
                 data, fds = _IN_MEMORY_FILE, (*fds, spill)
-            socket.send_fds(self._socket, [data], list(fds))
+            socket.send_fds(self._socket, [data], list(fds), 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise ControlFull("the other process does not read its messages") from None
         except OSError as error:
             raise ControlClosed(f"the control socket is closed: {error}") from None
         finally:

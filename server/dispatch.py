@@ -129,6 +129,8 @@ class Dispatcher:
             return
         if state.alive:
             self._on_bell(state)  # what it finished before it died
+            if worker_id not in self._links:
+                return  # it was leaving, and that was all it had
         started = state.link.commands.taken
         requeued = []
         for batch in state.outstanding:
@@ -146,6 +148,7 @@ class Dispatcher:
             self._drop(state)
         self._refill()
         self._pump()
+        self._notice_idle()
 
     def check_stuck(self, now_ns: int) -> None:
         """Report workers that have executed one batch for longer than the response timeout."""

@@ -42,7 +42,7 @@ class _Collector:
 
     def __init__(self) -> None:
         self.parts: list[FormPart] = []
-        self._headers: dict[str, str] = {}
+        self._headers: dict[str, bytes] = {}
         self._field = bytearray()
         self._value = bytearray()
         self._data = bytearray()
@@ -57,25 +57,26 @@ class _Collector:
         self._value += data[start:end]
 
     def on_header_end(self) -> None:
-        self._headers[self._field.decode("latin-1").lower()] = self._value.decode("utf-8", "replace")
+        self._headers[self._field.decode("latin-1").lower()] = bytes(self._value)
         self._field, self._value = bytearray(), bytearray()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._data += data[start:end]
 
     def on_part_end(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition", ""))
+        _, options = parse_options_header(self._headers.get("content-disposition", b""))
         name = options.get(b"name")
         if name is None:
             raise BadRequest("Form: expected every part to have a name in its content-disposition, got one without.")
         if len(self.parts) >= PARTS_MAX:
             raise BadRequest(f"Form: expected at most {PARTS_MAX} parts, got more.")
-        content_type = self._headers.get("content-type", "")
+        content_type = self._headers.get("content-type", b"").decode("utf-8", "replace")
         self.parts.append(FormPart(name.decode("utf-8", "replace"), content_type, bytes(self._data)))
 
 
 def _multipart(content_type: str, body: bytes) -> list[FormPart]:
-    _, options = parse_options_header(content_type)
+    # As bytes, here and above: the parser refuses text that is not latin-1, and file names are in any language.
+    _, options = parse_options_header(content_type.encode("utf-8", "replace"))
     boundary = options.get(b"boundary")
     if not boundary:
         raise BadRequest("Form: expected a boundary in the content-type, got none.")

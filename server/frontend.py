@@ -60,17 +60,20 @@ class FrontEnd:
         self._table = RouteTable()
         self._server: AsyncioServer | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._routed = asyncio.Event()
         self._done = asyncio.Event()
 
     async def run(self, first: ServeHttp, sock: socket.socket) -> None:
-        """Serve until drained."""
+        """Serve until drained. Until the supervisor has said what is served, connections wait in the socket's queue."""
         inference = Inference(self._table, first.request_bytes_max)
-        self._server = await start_serving(inference.app, sock, PredictionProtocol)
+        self._channel.watch(self._obey, self._orphaned)
+        self._tell(FrontEndReady())
+        await self._routed.wait()
+        if self._draining is None:
+            self._server = await start_serving(inference.app, sock, PredictionProtocol)
         # What exists now stays for good: the collector need not look at it again for every few thousand requests.
         gc.collect()
         gc.freeze()
-        self._channel.watch(self._obey, self._orphaned)
-        self._tell(FrontEndReady())
         ticking = asyncio.ensure_future(self._tick())
         await self._done.wait()
         ticking.cancel()
@@ -84,6 +87,7 @@ class FrontEnd:
         match message:
             case Routes():
                 self._table.apply(message, self._watch_version)
+                self._routed.set()
                 self._tell(Applied(message.epoch))
             case OpenLane():
                 dispatchers[message.key].open_lane(Lane.attach(fds[0], message.shape), message.signature)
@@ -91,7 +95,10 @@ class FrontEnd:
                 dispatchers[message.key].attach(message.worker_id, FrontLink(tuple(fds)))
             case DetachWorker():
                 reply = Detached(message.key, message.worker_id)
-                dispatchers[message.key].detach(message.worker_id, lambda: self._tell(reply))
+                if message.key in dispatchers:
+                    dispatchers[message.key].detach(message.worker_id, lambda: self._tell(reply))
+                else:  # the version has left, and all its workers with it
+                    self._tell(reply)
             case WorkerGone():
                 if message.key in dispatchers:
                     error = WorkerLost(f"Worker died. {message.cause}", status=message.status)
@@ -135,9 +142,12 @@ class FrontEnd:
     def _drain(self, deadline_s: float) -> None:
         if self._draining is None:
             self._draining = asyncio.ensure_future(self._drained(deadline_s))
+            self._routed.set()
 
     async def _drained(self, deadline_s: float) -> None:
-        assert self._server is not None
+        if self._server is None:  # it has accepted nobody yet
+            self._done.set()
+            return
         stop_accepting(self._server)
         end = time.monotonic() + deadline_s
         while close_idle(self._server) and time.monotonic() < end:

@@ -255,8 +255,7 @@ class Management:
         answered = True
         pool = self._pools[version.key]
         if self.fleet is not None:
-            if pool.ready_count == 0:
-                await pool.shrink(0)
+            pool.give_up_starting()
             answered = await self.fleet.close_lanes(version, self._settings.unregister_model_timeout_s)
         await pool.shrink(0)
         self._pools.pop(version.key, None)

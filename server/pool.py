@@ -112,6 +112,15 @@ class WorkerPool:
         self._hooks.on_change()
         await asyncio.gather(*(self._stop(slot) for slot in leaving))
 
+    def give_up_starting(self) -> None:
+        """End the workers that have not loaded yet; nobody waits for them any more."""
+        for slot in self.slots:
+            if not slot.ready:
+                slot.wanted = False
+                slot.cancel_clock()
+                if slot.child is not None:
+                    slot.child.kill()
+
     async def settle(self) -> None:
         """Wait until every wanted worker has loaded once. Raises the first `WorkerStartFailed` or `OutOfResources`."""
         await asyncio.gather(*(asyncio.shield(slot.settled) for slot in self.slots))
@@ -169,7 +178,7 @@ class WorkerPool:
         child = slot.child
         assert child is not None
         slot.cancel_clock()
-        if child.state is not State.STARTING:
+        if child.state is not State.STARTING or not slot.wanted:
             return
         try:
             self._hooks.on_ready(slot, signature)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ringserve.server.control import Channel, ControlClosed, Message, channel_pair
+from ringserve.server.control import Channel, ControlClosed, ControlFull, Message, channel_pair
 from ringserve.server.lifecycle import Event, State, after
 
 output_logger = logging.getLogger("ringserve.output")
@@ -20,6 +20,7 @@ logger = logging.getLogger("ringserve.process")
 
 TAIL_LINES = 30
 LINE_BYTES_MAX = 16_384
+READS_MAX = 16
 
 
 class _Output:
@@ -34,8 +35,10 @@ class _Output:
         asyncio.get_running_loop().add_reader(fd, self.read)
 
     def read(self) -> None:
-        """Take what there is now."""
-        while self._fd >= 0:
+        """Take what there is now; a child that never stops printing does not stop us."""
+        for _ in range(READS_MAX):
+            if self._fd < 0:
+                return
             try:
                 data = os.read(self._fd, 65_536)
             except BlockingIOError:
@@ -125,10 +128,17 @@ class Child:
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """A message to a process that is gone goes nowhere: its end is noticed elsewhere."""
-        if self._channel is not None:
-            with contextlib.suppress(ControlClosed):
-                self._channel.send(message, fds)
+        """A message to a process that is gone goes nowhere: its end is noticed elsewhere. One that reads nothing any more is
+        killed, for we never wait for a child."""
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(message, fds, wait=False)
+        except ControlClosed:
+            pass
+        except ControlFull:
+            logger.error("%s has stopped reading its messages; killed", self.label)
+            self.kill()
 
     def saw(self, event: Event) -> None:
         self.state = after(self.state, event)

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from ringserve.backends.contract import Reply
-from ringserve.protocol.errors import BodyTooLarge, Internal, RingServeError, error_from
+from ringserve.protocol.errors import Internal, PredictionFailed, RingServeError, error_from
 from ringserve.protocol.payload import ErrorRecord, ReplyHead, decode_error, decode_reply_head, encode_head
 from ringserve.protocol.request import Answer
 from ringserve.protocol.tensor import Signature
@@ -68,7 +68,7 @@ class _Placed:
     def __init__(self, reply: Reply | RingServeError, response_bytes_max: int) -> None:
         if isinstance(reply, Reply) and len(reply.body) > response_bytes_max:
             limit = f"the limit max_response_size is {response_bytes_max} bytes"
-            reply = BodyTooLarge(f"The answer has {len(reply.body)} bytes; {limit}.", status=507)
+            reply = PredictionFailed(f"The answer has {len(reply.body)} bytes; {limit}.", status=507)
         if isinstance(reply, RingServeError):
             self.status, self.flags, self.head = reply.http_status, FLAG_ERROR, b""
             self.body: bytes | bytearray | memoryview = encode_head(

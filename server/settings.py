@@ -72,21 +72,19 @@ _HONOURED = {
     "disable_token_authorization": "disable_token_authorization",
 }
 # TorchServe's other keys: a file that works there is no mistake here, but it is told what does not apply yet.
-_NOT_YET_HONOURED = frozenset(
-    """
-    metrics_address grpc_inference_address grpc_management_address grpc_inference_port grpc_management_port
-    grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms
-    grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms enable_grpc_ssl
-    workflow_store models model_snapshot number_of_gpu number_of_netty_threads netty_client_threads enable_envvars_config
-    token_expiration_min allowed_urls use_env_allowed_urls install_py_dep_per_model blacklist_env_vars service_envelope
-    default_service_handler prefer_direct_buffer async_logging enable_metrics_api metrics_mode metrics_config
-    model_metrics_auto_detect disable_system_metrics metric_time_interval system_metrics_cmd keystore keystore_pass
-    keystore_type private_key_file certificate_file cors_allowed_origin cors_allowed_methods cors_allowed_headers
-    initial_worker_port initial_distribution_port ipex_enable ipex_gpu_enable cpu_launcher_enable cpu_launcher_args
-    cpp_log_config ts_open_inference_protocol ts_header_key_sequence_id ts_header_key_sequence_start
-    ts_header_key_sequence_end debug model_server_home use_native_io io_ratio vmargs plugins_path NUM_WORKERS
-    """.split()
-)
+_NOT_YET_HONOURED = """
+metrics_address grpc_inference_address grpc_management_address grpc_inference_port grpc_management_port
+grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms
+grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms enable_grpc_ssl
+workflow_store models model_snapshot number_of_gpu number_of_netty_threads netty_client_threads enable_envvars_config
+token_expiration_min allowed_urls use_env_allowed_urls install_py_dep_per_model blacklist_env_vars service_envelope
+default_service_handler prefer_direct_buffer async_logging enable_metrics_api metrics_mode metrics_config
+model_metrics_auto_detect disable_system_metrics metric_time_interval system_metrics_cmd keystore keystore_pass
+keystore_type private_key_file certificate_file cors_allowed_origin cors_allowed_methods cors_allowed_headers
+initial_worker_port initial_distribution_port ipex_enable ipex_gpu_enable cpu_launcher_enable cpu_launcher_args
+cpp_log_config ts_open_inference_protocol ts_header_key_sequence_id ts_header_key_sequence_start
+ts_header_key_sequence_end debug model_server_home use_native_io io_ratio vmargs plugins_path NUM_WORKERS
+"""
 _AT_LEAST = {
     "job_queue_size": 1,
     "default_workers_per_model": 0,
@@ -161,9 +159,9 @@ def read_config_file(path: Path, environ: Mapping[str, str]) -> Settings:
 
 
 def _why_ignored(key: str) -> str:
-    if key in _NOT_YET_HONOURED:
+    if key in _NOT_YET_HONOURED.split():
         return "is TorchServe's, and this version does not honour it."
-    near = difflib.get_close_matches(key, [*_HONOURED, *_NOT_YET_HONOURED], 1)
+    near = difflib.get_close_matches(key, [*_HONOURED, *_NOT_YET_HONOURED.split()], 1)
     return "is not a setting and is ignored." + (f" Did you mean {near[0]}?" if near else "")
 
 

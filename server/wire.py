@@ -21,9 +21,10 @@ _JSON_START = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + _FIXED
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+# Beyond ASCII anything but lone surrogates; those that stand for a byte of a request (surrogateescape) are that byte again.
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\ud7ff\udc80-\udcff\ue000-\U0010ffff]*")
 # The server says these itself; a handler cannot know them.
-_OURS = {"content-length", "transfer-encoding", "connection"}
+_OURS = {"content-length", "transfer-encoding", "connection", "x-request-id"}
 
 
 def json_text(value: object) -> bytes:
@@ -63,7 +64,7 @@ def answer_bytes(answer: Answer, rid: str, *, keep_alive: bool, head_only: bool)
     tail = (rid.encode("ascii"), len(answer.body), connection, body)
     if answer.status == 200 and answer.headers is None and answer.content_type == "application/json":
         return _JSON_START + b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n%b" % tail
-    start = _status_and_headers(answer).encode("utf-8", "surrogateescape") + _FIXED
+    start = _status_and_headers(answer).encode("utf-8", "surrogateescape")
     if answer.status in (204, 304):  # these never have a body
         return start + b"x-request-id: %b\r\nconnection: %b\r\n\r\n" % (tail[0], connection)
     return start + b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n%b" % tail
@@ -77,8 +78,10 @@ def _status_and_headers(answer: Answer) -> str:
     if not _HEADER_VALUE.fullmatch(phrase):
         raise PredictionFailed("The handler set a status phrase with control characters.")
     headers = dict(answer.headers or {})
-    if answer.content_type is not None:
-        headers.setdefault("content-type", answer.content_type)
+    said = {name.lower() for name in headers}
+    if answer.content_type is not None and "content-type" not in said:
+        headers["content-type"] = answer.content_type
+    headers.update((name, value) for name, value in FIXED_HEADERS.items() if name.lower() not in said)
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise PredictionFailed(f"The handler set the response header {name!r}, which HTTP cannot carry.")
