@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from sanic import HTTPResponse, Sanic
@@ -25,6 +26,7 @@ logging.getLogger("sanic.root").setLevel(logging.WARNING)  # its banner says not
 
 NOT_FOUND = "Requested resource is not found, please refer to API document."
 METHOD_NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
+HEAD_NOT_PARSED = "NONE"  # the method of the request that Sanic makes up when it could not read one
 # Sanic's own clocks: a head and body must arrive within the first, an idle connection is kept for the second. How long a
 # model may take is the model's to say, so the response clock never strikes first.
 REQUEST_S_MAX = 120
@@ -60,25 +62,51 @@ class TorchServeErrors(ErrorHandler):
         self._request_bytes_max = request_bytes_max
 
     def response(self, request: Request, exception: Exception) -> HTTPResponse:
+        if isinstance(exception, PayloadTooLarge) and request.method == HEAD_NOT_PARSED:
+            limit = request.app.config.REQUEST_MAX_HEADER_SIZE
+            exception = BadRequest(f"Invalid HTTP message. Head: expected at most {limit} bytes, got more.")
         error = translate(exception, self._request_bytes_max)
-        if request is not None and request.stream is not None:
-            stream: Any = request.stream
-            stream.keep_alive = False  # TorchServe closes the connection from status 400 on
-        return HTTPResponse(error_body(error), error.http_status, _headers(request), "application/json")
+        return _response(error_body(error), error.http_status, request)
 
 
-def _headers(request: Request | None) -> dict[str, str]:
-    sent = request.headers.getone("x-request-id", None) if request is not None else None
-    return {"x-request-id": request_id(sent), **FIXED_HEADERS}
+class SizedRequest(Request):
+    """A request that is not told to continue with a body which is going to be refused."""
+
+    __slots__ = ()
+
+    async def receive_body(self) -> None:
+        stream: Any = self.stream
+        if stream.expecting_continue and stream.request_bytes > stream.request_max_size:
+            stream.expecting_continue = False
+        await super().receive_body()  # type: ignore[no-untyped-call]
 
 
-def json_response(value: object, status: int = 200, request: Request | None = None) -> HTTPResponse:
-    return HTTPResponse(json_text(value), status, _headers(request), "application/json")
+class PlainResponse(HTTPResponse):
+    """Without Sanic's `alt-svc`, which is empty where it says nothing."""
+
+    __slots__ = ()
+
+    @property
+    def processed_headers(self) -> Iterator[tuple[bytes, bytes]]:
+        return (pair for pair in super().processed_headers if pair[0] != b"alt-svc")
+
+
+def _response(body: bytes, status: int, request: Request) -> HTTPResponse:
+    if status >= 400 and request.stream is not None:
+        stream: Any = request.stream
+        stream.keep_alive = False  # TorchServe closes the connection then
+    headers = {"x-request-id": request_id(request.headers.getone("x-request-id", None)), **FIXED_HEADERS}
+    return PlainResponse(body, status, headers, "application/json")
+
+
+def json_response(value: object, status: int, request: Request) -> HTTPResponse:
+    return _response(json_text(value), status, request)
 
 
 def make_app(name: str, request_bytes_max: int) -> App:
     """An app without routes."""
-    app: App = Sanic(name, configure_logging=False, error_handler=TorchServeErrors(request_bytes_max))
+    errors = TorchServeErrors(request_bytes_max)
+    app: App = Sanic(name, configure_logging=False, error_handler=errors, request_class=SizedRequest)
     app.config.ACCESS_LOG = False
     app.config.REQUEST_MAX_SIZE = request_bytes_max
     app.config.REQUEST_TIMEOUT = REQUEST_S_MAX

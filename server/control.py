@@ -257,11 +257,16 @@ class Channel:
             os.set_inheritable(fd, False)
         if not data:
             raise ControlClosed("the control socket is closed")
-        if data == _IN_MEMORY_FILE:
+        if data == _IN_MEMORY_FILE and fds:
             with open(fds.pop(), "rb") as file:
                 file.seek(0)
                 data = file.read()
-        return self._decode(data), fds
+        try:
+            return self._decode(data), fds
+        except msgspec.MsgspecError:
+            for fd in fds:
+                os.close(fd)
+            raise
 
     def _packet(self, flags: int) -> tuple[bytes, list[int]]:
         try:

@@ -66,14 +66,14 @@ class FrontEnd:
     async def run(self, first: ServeHttp, sock: socket.socket) -> None:
         """Serve until drained. Until the supervisor has said what is served, connections wait in the socket's queue."""
         inference = Inference(self._table, first.request_bytes_max)
+        # What exists now stays for good: the collector need not look at it again for every few thousand requests.
+        gc.collect()
+        gc.freeze()
         self._channel.watch(self._obey, self._orphaned)
         self._tell(FrontEndReady())
         await self._routed.wait()
         if self._draining is None:
             self._server = await start_serving(inference.app, sock, PredictionProtocol)
-        # What exists now stays for good: the collector need not look at it again for every few thousand requests.
-        gc.collect()
-        gc.freeze()
         ticking = asyncio.ensure_future(self._tick())
         await self._done.wait()
         ticking.cancel()

@@ -70,17 +70,21 @@ def _is_our_name(word: str) -> bool:
 def _holding_pid_file() -> Iterator[None]:
     """Ours from here on, or `AlreadyRunning`."""
     path = pid_file()
-    while True:
-        other = running_pid()
-        if other is not None and other != os.getpid():
-            raise AlreadyRunning(other)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            break
-        except FileExistsError:
-            continue  # somebody started in between, or the stale one is going
-    with os.fdopen(fd, "w") as file:
-        file.write(str(os.getpid()))
+    # It appears with its content: an empty one would look stale to a server that starts at the same moment.
+    written = path.with_name(f"{path.name}.{os.getpid()}")
+    written.write_text(str(os.getpid()))
+    try:
+        while True:
+            other = running_pid()
+            if other is not None and other != os.getpid():
+                raise AlreadyRunning(other)
+            try:
+                os.link(written, path)
+                break
+            except FileExistsError:
+                continue  # somebody started in between, or the stale one is going
+    finally:
+        written.unlink()
     try:
         yield
     finally:

@@ -28,6 +28,7 @@ from ringserve.server.control import LoadModel, ModelRoute, VersionRoute
 from ringserve.server.fleet import Fleet
 from ringserve.server.pool import PoolHooks, WorkerPool, WorkerSlot
 from ringserve.server.registry import ModelVersion, Registry, ServingOptions
+from ringserve.server.repository.manifest import check_inside, usable_name
 from ringserve.server.repository.store import ModelStore, UnpackedModel, fallback_name
 from ringserve.server.settings import Settings
 
@@ -110,6 +111,9 @@ class Management:
             raise InvalidModel(
                 "runtime: expected python or python3, got LSP, which is served by TorchServe's C++ backend only"
             )
+        name = usable_name("model_name", wanted.model_name or manifest.model_name)
+        if wanted.handler:
+            check_inside("handler", wanted.handler.partition(":")[0])
         batch_size = wanted.batch_size or config.batch_size or 1
         if not 0 < batch_size <= BATCH_SIZE_MAX:
             raise BadRequest(f"batch_size: expected 1 to {BATCH_SIZE_MAX}, got {batch_size}")
@@ -129,7 +133,6 @@ class Management:
             handler=wanted.handler or manifest.handler,
             loaded_at_startup=wanted.at_startup,
         )
-        name = wanted.model_name or manifest.model_name
         key = self.registry.next_key()
         url = wanted.url or ""
         return ModelVersion(key, name, manifest.model_version, url, unpacked, options, low, high)

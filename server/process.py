@@ -164,6 +164,9 @@ class Child:
     def _reap(self) -> None:
         assert self._process is not None
         assert self._channel is not None
+        # What it started and left behind goes with it. Not reaped yet, it still holds its pid: the group cannot be another's.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
         code = self._process.poll()
         if code is None:
             return

@@ -27,7 +27,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        return self.host == "localhost" or self.host.startswith("127.")
+        return self.host == "localhost" or re.fullmatch(r"127(\.[0-9]+){1,3}", self.host) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,10 @@ _AT_LEAST = {
 INT_MAX = 2**31 - 1
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ENVIRONMENT = re.compile(r"\$\$([A-Za-z_][A-Za-z0-9_]*)\$\$")
-_SEPARATOR = re.compile(r"(?<!\\)(?:\\\\)*\s*[=:]\s*|(?<!\\)\s+")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BLANKS = " \t\f"
+# A key ends at the first blank, = or : that no backslash escapes; one = or : may stand among the blanks that follow.
+_KEY_AND_VALUE = re.compile(r"((?:[^\\=: \t\f]|\\.)*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +112,30 @@ class Property:
 
 def parse_properties(text: str) -> list[Property]:
     """A Java properties file: comments, continued lines, escapes."""
-    found, pending, started = [], "", 0
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.lstrip()
-        if not pending and (not line or line[0] in "#!"):
-            continue
-        started = started if pending else number
+    found: list[Property] = []
+    pending: str | None = None  # a logical line that is not complete yet
+    started = 0
+    for number, raw in enumerate(_LINE_END.split(text), 1):
+        line = raw.lstrip(_BLANKS)
+        if pending is None:
+            if not line or line[0] in "#!":
+                continue
+            pending, started = "", number
         pending += line
         if (len(line) - len(line.rstrip("\\"))) % 2:
             pending = pending[:-1]
-            continue
-        match = _SEPARATOR.search(pending)
-        key, value = (pending[: match.start()], pending[match.end() :]) if match else (pending, "")
-        found.append(Property(_unescaped(key.strip()), _unescaped(value), started))
-        pending = ""
+        else:
+            found.append(_property(pending, started))
+            pending = None
     if pending:
-        found.append(Property(_unescaped(pending.strip()), "", started))
+        found.append(_property(pending, started))
     return found
+
+
+def _property(text: str, line: int) -> Property:
+    match = _KEY_AND_VALUE.fullmatch(text)
+    assert match is not None, "the pattern takes any text"
+    return Property(_unescaped(match[1]), _unescaped(match[2]), line)
 
 
 def _unescaped(text: str) -> str:
@@ -186,19 +196,19 @@ def _value(field: str, key: str, text: str, where: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"{where}: expected true or false, got {text!r}")
         return text.lower() == "true"
-    if not re.fullmatch(r"[+-]?[0-9]+", text) or not _AT_LEAST[key] <= int(text) <= INT_MAX:
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not _AT_LEAST[key] <= int(text) <= INT_MAX:
         raise ConfigError(f"{where}: expected a whole number from {_AT_LEAST[key]} to {INT_MAX}, got {text!r}")
     return int(text)
 
 
 def parse_address(text: str, where: str, default_port: int) -> Address:
     """`http://host[:port]`. Raises `ConfigError`; https and unix addresses are not served yet and say so."""
-    parts = urlsplit(text)
     try:
+        parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        port = -1
-    if parts.scheme != "http" or not parts.hostname or port == -1 or parts.path not in ("", "/"):
+        raise ConfigError(f"{where}: expected http://host:port, got {text!r}") from None
+    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
         raise ConfigError(f"{where}: expected http://host:port, got {text!r}")
     if port is None:
         port = 80 if default_port == 8080 else default_port  # TorchServe: 80 for inference, its own port for management

@@ -229,10 +229,23 @@ def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature]:
     return backend, message, signature
 
 
+def _leave_signals_to_the_supervisor() -> None:
+    """Ctrl-C in a terminal and a service manager's SIGTERM reach every process; ours is to finish what we have."""
+    own_pid = os.getpid()
+
+    def on_term(number: int, frame: object) -> None:
+        if os.getpid() != own_pid:  # a process that the model forked, and may want to end
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_term)
+
+
 def main() -> None:
     """Entry point of a worker process."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    _leave_signals_to_the_supervisor()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), ToWorker)
     threading.Thread(target=_exit_when_orphaned, args=(channel.fileno(),), daemon=True).start()
     with contextlib.suppress(ControlClosed):

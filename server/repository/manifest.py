@@ -103,7 +103,7 @@ def _name(model: Mapping[str, Any], name_if_absent: str | None) -> str:
     name = _text(model, "modelName") or name_if_absent
     if not name:
         raise InvalidModel("Model name is not defined.")
-    return _usable("modelName", name)
+    return usable_name(f"{MANIFEST_PATH}: model.modelName", name)
 
 
 def _version(model: Mapping[str, Any]) -> str:
@@ -115,13 +115,14 @@ def _version(model: Mapping[str, Any]) -> str:
         raise InvalidModel("Model version is not defined.")
     if not isinstance(version, str):
         raise InvalidModel(f"{MANIFEST_PATH}: model.modelVersion: expected a string, got {version!r}")
-    return _usable("modelVersion", version)
+    return usable_name(f"{MANIFEST_PATH}: model.modelVersion", version)
 
 
-def _usable(key: str, value: str) -> str:
+def usable_name(where: str, value: str) -> str:
+    """The name or version itself. Raises `InvalidModel`, saying `where` it came from, when no URL could hold it."""
     if len(value) > NAME_CHARS_MAX or UNUSABLE_IN_NAMES.search(value):
         expected = f"at most {NAME_CHARS_MAX} characters without slashes and control characters"
-        raise InvalidModel(f"{MANIFEST_PATH}: model.{key}: expected {expected}, got {value[:NAME_CHARS_MAX]!r}")
+        raise InvalidModel(f"{where}: expected {expected}, got {value[:NAME_CHARS_MAX]!r}")
     return value
 
 
@@ -129,7 +130,7 @@ def _file(model_dir: Path, model: Mapping[str, Any], key: str) -> str | None:
     name = _text(model, key)
     if not name:
         return None
-    _check_inside(key, name)
+    check_inside(f"{MANIFEST_PATH}: model.{key}", name)
     if not (model_dir / name).exists():
         raise InvalidModel(f"{MANIFEST_PATH} names {key} {name!r}, but the archive holds no such file")
     return name
@@ -141,7 +142,7 @@ def _handler(model_dir: Path, model: Mapping[str, Any]) -> str:
     if not handler:
         return DEFAULT_HANDLER
     path = handler.partition(":")[0]
-    _check_inside("handler", path)
+    check_inside(f"{MANIFEST_PATH}: model.handler", path)
     # Workers import the last component of the path from the model's folder, as archives made from `src/handler.py` need.
     candidates = (model_dir / path, model_dir / PurePosixPath(path).name)
     if path.endswith(".py") and not any(candidate.is_file() for candidate in candidates):
@@ -149,8 +150,11 @@ def _handler(model_dir: Path, model: Mapping[str, Any]) -> str:
     return handler
 
 
-def _check_inside(key: str, name: str) -> None:
-    """Judged by spelling: an archive cannot hold links, and links in a no-archive folder are its owner's choice."""
+def check_inside(where: str, name: str) -> None:
+    """Raises `InvalidModel`, saying `where` it came from, for a path that leads out of the model's folder.
+
+    Judged by spelling: an archive cannot hold links, and links in a no-archive folder are its owner's choice.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.name:
-        raise InvalidModel(f"{MANIFEST_PATH}: model.{key}: expected a path inside the model's folder, got {name!r}")
+        raise InvalidModel(f"{where}: expected a path inside the model's folder, got {name!r}")

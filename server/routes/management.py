@@ -6,7 +6,6 @@ Values that are not numbers count as not given, as in TorchServe; parameters com
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import orjson
 from sanic import HTTPResponse
@@ -25,7 +24,9 @@ class Parameters:
 
     def __init__(self, request: Request) -> None:
         """Raises `BadRequest` for a JSON body that is not an object."""
-        self._values: dict[str, Any] = {name: values[-1] for name, values in request.args.items()}
+        self._values: dict[str, Any] = {
+            name: values[-1] for name, values in request.get_args(keep_blank_values=True).items()
+        }
         if request.headers.getone("content-type", "").partition(";")[0].strip() == "application/json" and request.body:
             try:
                 self._values = orjson.loads(request.body)
@@ -98,13 +99,13 @@ class ManagementRoutes:
         return json_response(page, 200, request)
 
     async def _describe(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
-        return json_response(await self._management.describe(unquote(model), version), 200, request)
+        return json_response(await self._management.describe(model, version), 200, request)
 
     async def _scale(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
         parameters = Parameters(request)
         low = parameters.integer("min_worker")
         work = self._management.scale(
-            unquote(model),
+            model,
             version or parameters.text("model_version"),
             1 if low is None else low,
             parameters.integer("max_worker"),
@@ -114,7 +115,7 @@ class ManagementRoutes:
         return json_response({"status": status}, _status_code(status), request)
 
     async def _unregister(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
-        status = await _to_its_end(self._management.unregister(unquote(model), version))
+        status = await _to_its_end(self._management.unregister(model, version))
         return json_response({"status": status}, 200, request)
 
 

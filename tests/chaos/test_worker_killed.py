@@ -1,0 +1,65 @@
+"""Workers are killed under load: every request is answered once, the rest go on, nothing grows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from ringserve.server.testing import wait_until
+
+if TYPE_CHECKING:
+    from tests.chaos.conftest import Site
+
+pytestmark = pytest.mark.e2e
+
+CLIENTS = 32
+BATCH = 4
+GROWTH_BYTES_MAX = 16 << 20
+
+
+def fd_count(pid: int) -> int:
+    return psutil.Process(pid).num_fds()
+
+
+def rss_bytes(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def test_a_worker_killed_a_hundred_times_costs_only_the_batches_it_executed(
+    archive: Callable[..., Path], start: "Callable[..., Site]"
+) -> None:
+    site = start(archive("actor", config=f"batchSize: {BATCH}\n"))
+    kills, errors = 0, 0
+    memory, descriptors = [], []
+    for more in (10, 90):
+        with site.load("actor", CLIENTS, words=("", "sleep:0.001")) as load:
+            site.kill_under_load("actor", load, more, answers_between=CLIENTS)
+            site.wait_ready("actor")
+        load.check()
+        assert set(load.errors) <= {500, 507}
+        assert all("was killed by signal 9 (SIGKILL)" in message for message in load.messages)
+        kills, errors = kills + more, errors + load.errors.total()
+        wait_until(lambda: site.connections() == 0, 10, "closed connections")
+        memory.append(rss_bytes(site.front_end))
+        descriptors.append((fd_count(site.front_end), fd_count(site.server.pid)))
+    assert 0 < errors <= kills * BATCH
+    assert memory[1] - memory[0] < GROWTH_BYTES_MAX
+    assert descriptors[1] == descriptors[0], "of the front end and the supervisor"
+    assert site.predict("actor", "7").text == "7"
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["handler", "typed"])
+def test_requests_queued_to_a_killed_worker_move_to_the_other_one(
+    archive: Callable[..., Path], start: "Callable[..., Site]", typed: bool
+) -> None:
+    kills = 20
+    site = start(archive("echo", config=f"batchSize: {BATCH}\n", typed=typed), workers=2)
+    with site.load("echo", CLIENTS, typed=typed) as load:
+        site.kill_under_load("echo", load, kills=kills, answers_between=CLIENTS)
+        site.wait_ready("echo", 2)
+    load.check()
+    assert set(load.errors) <= {500, 507}
+    assert load.errors.total() <= kills * BATCH
+    assert load.right > kills * CLIENTS
