@@ -127,10 +127,9 @@ class Dispatcher:
         state = self._links.get(worker_id)
         if state is None:
             return
-        if state.alive:
-            self._on_bell(state)  # what it finished before it died
-            if worker_id not in self._links:
-                return  # it was leaving, and that was all it had
+        self._on_bell(state)  # what it finished before it died
+        if worker_id not in self._links:
+            return  # it was leaving, and that was all it had
         started = state.link.commands.taken
         requeued = []
         for batch in state.outstanding:
@@ -146,6 +145,8 @@ class Dispatcher:
             self._notice_detached(state)
         else:
             self._drop(state)
+        if not self._serviceable:
+            self._fail_waiting(NoWorker(f"{self.label} has no worker"))
         self._refill()
         self._pump()
         self._notice_idle()
@@ -268,7 +269,7 @@ class Dispatcher:
 
     def _on_bell(self, state: LinkState) -> None:
         try:
-            for _ in range(state.link.listener.collect()):
+            for _ in range(state.link.listener.collect() if state.believed else 0):
                 self._complete(state)
         except PeerGone:
             self._silence(state)
@@ -276,6 +277,7 @@ class Dispatcher:
             # A worker that breaks its ring cannot be believed any more: its death will answer what it holds.
             logger.error("worker %s of %s: %s", state.worker_id, self.label, error)
             self._silence(state)
+            state.believed = False
             self.on_stuck(state.worker_id)
         if state.on_detached is not None:
             self._notice_detached(state)
@@ -315,6 +317,7 @@ class Dispatcher:
             callback, state.on_detached = state.on_detached, None
             self._drop(state)
             callback()
+            self._notice_idle()
 
     def _drop(self, state: LinkState) -> None:
         self._silence(state)

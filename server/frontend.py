@@ -17,7 +17,7 @@ import uvloop
 from sanic.server.async_server import AsyncioServer
 
 from ringserve.protocol.errors import ShuttingDown, WorkerLost
-from ringserve.server.app import close_idle, start_serving, stop_accepting
+from ringserve.server.app import start_serving, stop_accepting, wind_down
 from ringserve.server.control import (
     Applied,
     AskQueues,
@@ -25,6 +25,7 @@ from ringserve.server.control import (
     Channel,
     CloseLane,
     ControlClosed,
+    ControlFull,
     Detached,
     DetachWorker,
     Drain,
@@ -79,8 +80,12 @@ class FrontEnd:
         ticking.cancel()
 
     def _tell(self, message: Message) -> None:
-        with contextlib.suppress(ControlClosed):  # its end is noticed by the watcher
+        try:
             self._channel.send(message)
+        except ControlClosed:
+            pass  # its end is noticed by the watcher
+        except ControlFull:
+            logger.error("the supervisor reads nothing; not told: %r", message)
 
     def _obey(self, message: object, fds: list[int]) -> None:
         dispatchers = self._table.dispatchers
@@ -150,12 +155,12 @@ class FrontEnd:
             return
         stop_accepting(self._server)
         end = time.monotonic() + deadline_s
-        while close_idle(self._server) and time.monotonic() < end:
+        while wind_down(self._server) and time.monotonic() < end:
             await asyncio.sleep(0.02)
         for dispatcher in self._table.dispatchers.values():
             dispatcher.abandon(ShuttingDown("The server is shutting down."))
         grace = time.monotonic() + 1.0  # the answers just given must reach their sockets
-        while close_idle(self._server) and time.monotonic() < grace:
+        while wind_down(self._server) and time.monotonic() < grace:
             await asyncio.sleep(0.02)
         self._done.set()
 

@@ -106,7 +106,17 @@ class SlabBatch:
 class LinkState:
     """One worker as its dispatcher sees it: the link and the batches it was given and has not answered."""
 
-    __slots__ = ("alive", "link", "on_detached", "outstanding", "pushed", "reported_stuck", "since_ns", "worker_id")
+    __slots__ = (
+        "alive",
+        "believed",
+        "link",
+        "on_detached",
+        "outstanding",
+        "pushed",
+        "reported_stuck",
+        "since_ns",
+        "worker_id",
+    )
 
     def __init__(self, worker_id: str, link: FrontLink) -> None:
         self.worker_id = worker_id
@@ -114,6 +124,7 @@ class LinkState:
         self.outstanding: deque[SlabBatch] = deque()
         self.pushed = 0
         self.alive = True
+        self.believed = True  # until it breaks its ring
         self.on_detached: Callable[[], None] | None = None  # set: it is given nothing more
         self.reported_stuck = False
         self.since_ns = 0  # when the oldest outstanding batch became the one being executed

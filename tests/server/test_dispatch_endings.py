@@ -1,0 +1,260 @@
+"""How workers, versions and dispatchers end: whoever waits is answered, by somebody or with a reason."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ringserve.protocol.errors import (
+    NoWorker,
+    ShuttingDown,
+    WorkerLost,
+)
+from ringserve.protocol.tensor import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Stage
+
+Play = Callable[..., None]
+OutcomeOf = Callable[..., Any]
+TYPED = Signature((TensorSpec("x", "float32", (3,)),), (TensorSpec("y", "float32", (3,)),))
+
+
+def bodies(count: int, first: int = 0) -> list[bytes]:
+    return [b"%d" % n for n in range(first, first + count)]
+
+
+def answers(sent: list[bytes]) -> list[bytes]:
+    return [b"answer to " + body for body in sent]
+
+
+def test_a_dead_workers_batch_is_answered_and_the_next_one_moves_in_order(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        first = stage.attach()
+        futures = [stage.submit(body) for body in bodies(7)]
+        await stage.settle()
+        assert first.start()
+        second = stage.attach()
+        stage.kill(first)
+        await stage.work()
+        assert [type(outcome_of(future)) for future in futures[:2]] == [WorkerLost] * 2
+        assert [outcome_of(future) for future in futures[2:]] == answers(bodies(5, 2))
+        assert [body for batch in second.batches for body in batch] != []
+        assert (stage.dispatcher.waiting, stage.free()) == (0, 4)
+
+    play(scenario, rows=2)
+
+
+def test_requeued_batches_leave_before_those_that_waited(play: Play) -> None:
+    async def scenario(stage: "Stage") -> None:
+        first = stage.attach()
+        for body in bodies(8):
+            stage.submit(body)
+        await stage.settle()
+        stage.kill(first)  # it had begun nothing
+        assert stage.dispatcher.waiting == 8
+        second = stage.attach()
+        await stage.work()
+        assert second.batches == [bodies(2), bodies(2, 2), bodies(2, 4), bodies(2, 6)]
+
+    play(scenario, rows=2)
+
+
+def test_what_a_worker_answered_before_it_died_is_delivered(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        worker = stage.attach()
+        futures = [stage.submit(body) for body in bodies(2)]
+        await stage.settle()
+        worker.work()
+        stage.kill(worker)
+        assert [outcome_of(future) for future in futures] == answers(bodies(2))
+
+    play(scenario)
+
+
+def test_an_answer_counts_even_when_its_worker_was_found_dead_by_the_next_batch(
+    play: Play, outcome_of: OutcomeOf
+) -> None:
+    """The dispatcher learns of the death while it sends, before it has listened."""
+
+    async def scenario(stage: "Stage") -> None:
+        worker = stage.attach()
+        future = stage.submit(b"first")
+        await stage.settle()
+        worker.work()
+        worker.die()
+        del stage.workers[worker.worker_id]
+        second = stage.submit(b"second")
+        stage.dispatcher._pump()
+        stage.dispatcher.worker_gone(worker.worker_id, WorkerLost("gone"))
+        assert outcome_of(future) == b"answer to first"
+        stage.attach()
+        await stage.work()
+        assert outcome_of(second) == b"answer to second"
+
+    play(scenario)
+
+
+def test_detaching_waits_for_the_answers(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        worker, told = stage.attach(), []
+        future = stage.submit(b"x")
+        await stage.settle()
+        stage.dispatcher.detach(worker.worker_id, lambda: told.append(True))
+        late = stage.submit(b"late")
+        await stage.settle()
+        assert told == []
+        worker.work()
+        await stage.settle()
+        assert (told, outcome_of(future), late.done()) == ([True], b"answer to x", False)
+        stage.attach()
+        del stage.workers[worker.worker_id]
+        worker.die()
+        await stage.work()
+        assert outcome_of(late) == b"answer to late"
+
+    play(scenario)
+
+
+def test_detaching_an_idle_or_unknown_worker_is_done_at_once(play: Play) -> None:
+    async def scenario(stage: "Stage") -> None:
+        told: list[str] = []
+        worker = stage.attach()
+        stage.dispatcher.detach(worker.worker_id, lambda: told.append("idle"))
+        stage.dispatcher.detach("none", lambda: told.append("unknown"))
+        assert told == ["idle", "unknown"]
+        stage.dispatcher.worker_gone(worker.worker_id, WorkerLost("later"))
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_worker_that_dies_while_detaching_is_detached(play: Play, finished: bool) -> None:
+    async def scenario(stage: "Stage") -> None:
+        worker, told = stage.attach(), []
+        future = stage.submit(b"x")
+        await stage.settle()
+        stage.dispatcher.detach(worker.worker_id, lambda: told.append(True))
+        worker.start()
+        if finished:
+            worker.finish()
+        stage.kill(worker)
+        assert told == [True]
+        assert future.done()
+        assert (future.exception() is None) is finished
+
+    play(scenario)
+
+
+def test_closing_answers_everything_first(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        closed: list[bool] = []
+        stage.attach()
+        futures = [stage.submit(body) for body in bodies(40)]
+        stage.dispatcher.close(lambda: closed.append(True))
+        assert closed == []
+        await stage.work_until(closed)
+        assert [outcome_of(future) for future in futures] == answers(bodies(40))
+
+    play(scenario)
+
+
+def test_closing_when_nothing_waits_is_done_at_once(play: Play) -> None:
+    async def scenario(stage: "Stage") -> None:
+        closed: list[bool] = []
+        stage.attach()
+        stage.dispatcher.close(lambda: closed.append(True))
+        assert closed == [True]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_closing_ends_when_the_last_worker_dies(play: Play, outcome_of: OutcomeOf, started: int) -> None:
+    """Nobody is left who could answer: what was running gets the death, what waited is told that the model left."""
+
+    async def scenario(stage: "Stage") -> None:
+        closed: list[bool] = []
+        worker = stage.attach()
+        futures = [stage.submit(body) for body in bodies(8)]
+        await stage.settle()
+        for _ in range(started):
+            worker.start()
+        stage.dispatcher.close(lambda: closed.append(True))
+        stage.kill(worker)
+        assert closed == [True]
+        expected = [WorkerLost] * (4 * started) + [NoWorker] * (8 - 4 * started)
+        assert [type(outcome_of(future)) for future in futures] == expected
+
+    play(scenario)
+
+
+def test_closing_ends_when_the_last_worker_is_detached(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        closed: list[bool] = []
+        worker = stage.attach()
+        future = stage.submit(b"waits to be joined")
+        await stage.settle()
+        stage.dispatcher.close(lambda: closed.append(True))
+        stage.dispatcher.detach(worker.worker_id, lambda: None)
+        await stage.settle()
+        assert isinstance(outcome_of(future), NoWorker)
+        assert closed == [True]
+
+    play(scenario, fill_ns=10**12)
+
+
+def test_without_a_worker_to_come_nobody_waits(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        futures = [stage.submit(body) for body in bodies(20)]
+        stage.dispatcher.set_serviceable(False)
+        assert [type(outcome_of(future)) for future in futures] == [NoWorker] * 20
+        with pytest.raises(NoWorker):
+            stage.submit()
+        assert (stage.dispatcher.waiting, stage.free()) == (0, 4)
+
+    play(scenario)
+
+
+def test_what_a_last_leaving_worker_did_not_begin_is_answered(play: Play, outcome_of: OutcomeOf) -> None:
+    """Scaled to nothing, then dead while it drains: no other worker will ever come for its second batch."""
+
+    async def scenario(stage: "Stage") -> None:
+        worker = stage.attach()
+        futures = [stage.submit(body) for body in bodies(2)]
+        await stage.settle()
+        worker.start()
+        stage.dispatcher.set_serviceable(False)
+        stage.dispatcher.detach(worker.worker_id, lambda: None)
+        stage.kill(worker)
+        assert [type(outcome_of(future)) for future in futures] == [WorkerLost, NoWorker]
+
+    play(scenario, rows=1)
+
+
+def test_abandoning_answers_what_waits_and_what_runs(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        worker = stage.attach()
+        futures = [stage.submit(body) for body in bodies(20)]
+        await stage.settle()
+        worker.start()
+        stage.dispatcher.abandon(ShuttingDown("bye"))
+        assert [type(outcome_of(future)) for future in futures] == [ShuttingDown] * 20
+        worker.finish()
+        await stage.work()
+        assert stage.free() == 4
+
+    play(scenario)
+
+
+def test_a_parcel_whose_worker_died_is_sent_again(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        first = stage.attach()
+        future = stage.submit(b"x" * 10_000)
+        await stage.settle()
+        stage.kill(first)
+        stage.attach()
+        await stage.work()
+        assert outcome_of(future) == b"answer to " + b"x" * 10_000
+
+    play(scenario)
