@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 from sanic import HTTPResponse, Sanic
@@ -11,6 +12,7 @@ from sanic.exceptions import MethodNotAllowed as SanicMethodNotAllowed
 from sanic.exceptions import NotFound as SanicNotFound
 from sanic.exceptions import PayloadTooLarge, RequestCancelled, RequestTimeout, SanicException
 from sanic.handlers import ErrorHandler
+from sanic.http import Stage
 from sanic.request import Request
 from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
@@ -32,6 +34,9 @@ HEAD_NOT_PARSED = "NONE"  # the method of the request that Sanic makes up when i
 REQUEST_S_MAX = 120
 IDLE_S_MAX = 120
 RESPONSE_S_MAX = 10**9
+# A connection without a request for this long may be closed without breaking one that is on its way.
+UNUSED_S_MIN = 0.1
+BACKLOG = 1024
 
 
 def translate(error: BaseException, request_bytes_max: int) -> RingServeError:
@@ -117,7 +122,9 @@ def make_app(name: str, request_bytes_max: int) -> App:
 
 async def start_serving(app: App, sock: socket.socket, protocol: type[HttpProtocol] = HttpProtocol) -> AsyncioServer:
     """Serve on a bound socket, on the running loop."""
-    server = await app.create_server(sock=sock, return_asyncio_server=True, access_log=False, protocol=protocol)
+    server = await app.create_server(
+        sock=sock, return_asyncio_server=True, access_log=False, protocol=protocol, backlog=BACKLOG
+    )
     assert server is not None
     await server.startup()
     await server.before_start()
@@ -129,6 +136,21 @@ async def start_serving(app: App, sock: socket.socket, protocol: type[HttpProtoc
 def stop_accepting(server: AsyncioServer) -> None:
     """Close the listening socket of this process; connections go on."""
     server.close()
+
+
+def wind_down(server: AsyncioServer) -> int:
+    """One look at the connections of a listener that accepts no more; returns how many are left. The answer to a request
+    that is on one now will be its last; one that nobody has used for a moment is closed, since a client that has just been
+    answered may already have sent the next request."""
+    left, now = 0, monotonic()
+    for connection in list(server.connections):
+        if connection.http is not None and connection.http.stage is not Stage.IDLE:
+            connection.http.keep_alive = False
+        elif now - connection._time > UNUSED_S_MIN:
+            connection.close_if_idle()
+            continue
+        left += 1
+    return left
 
 
 def close_idle(server: AsyncioServer) -> int:

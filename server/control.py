@@ -5,6 +5,7 @@ packet may be (many models) travels in a memory file whose descriptor comes last
 the other process ended.
 """
 
+import array
 import asyncio
 import contextlib
 import logging
@@ -22,6 +23,7 @@ logger = logging.getLogger("ringserve.control")
 
 PACKET_BYTES_MAX = 60_000
 FDS_MAX = 16
+_FDS_SPACE = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 _IN_MEMORY_FILE = b"\xc1"  # a byte that begins no msgpack document: the message is in the last descriptor
 
 
@@ -189,6 +191,10 @@ class Loaded(Message, frozen=True):
     signature: Signature
 
 
+class Served(Message, frozen=True):
+    """Sent once, after the first batch: this process is worth replacing at once when it dies."""
+
+
 class LoadFailed(Message, frozen=True):
     """`out_of_memory` answers with 507 instead of 500."""
 
@@ -199,7 +205,7 @@ class LoadFailed(Message, frozen=True):
 FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues
 ToFrontEnd = ServeHttp | Routes | OpenLane | AttachWorker | DetachWorker | WorkerGone | CloseLane | AskQueues | Drain
 ToWorker = LoadModel | LinkLane | StopWorker
-WorkerMessage = Loaded | LoadFailed
+WorkerMessage = Loaded | Served | LoadFailed
 
 M = TypeVar("M")
 _encode = msgspec.msgpack.Encoder().encode
@@ -235,7 +241,8 @@ class Channel:
                 with open(spill, "wb", closefd=False) as file:
                     file.write(data)
                 data, fds = _IN_MEMORY_FILE, (*fds, spill)
-            socket.send_fds(self._socket, [data], list(fds), 0 if wait else socket.MSG_DONTWAIT)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            self._socket.sendmsg([data], rights, 0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
             raise ControlFull("the other process does not read its messages") from None
         except OSError as error:
@@ -270,11 +277,19 @@ class Channel:
 
     def _packet(self, flags: int) -> tuple[bytes, list[int]]:
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX + 1, FDS_MAX, flags)
+            return self._received(flags)
         except ConnectionResetError:
             # The other end closed before it had read everything; what it had sent is still to be read.
-            data, fds, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX + 1, FDS_MAX, flags)
-        return data, fds
+            return self._received(flags)
+
+    def _received(self, flags: int) -> tuple[bytes, list[int]]:
+        # Not socket.recv_fds (and above not send_fds): Python 3.11's drop their `flags`, and a call that may not wait would.
+        fds = array.array("i")
+        data, ancillary, _, _ = self._socket.recvmsg(PACKET_BYTES_MAX + 1, _FDS_SPACE, flags)
+        for level, kind, rights in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
+        return data, fds.tolist()
 
     def watch(self, on_message: Callable[[object, list[int]], None], on_closed: Callable[[], None]) -> None:
         """Call back on the running event loop for every message, and once when the other end is gone."""

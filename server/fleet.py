@@ -137,8 +137,9 @@ class Fleet:
                 waiter.set_result(None if key[0] is FrontEndReady else True)
 
     async def stop(self, drain_s: float) -> None:
-        """Drain and end all front ends."""
+        """Drain and end all front ends. Who connects from now on is refused: in the socket's queue nobody would answer."""
         self._stopping = True
+        self._socket.close()
         running = [slot.child for slot in self._slots if slot.child.state is not State.GONE]
         for child in running:
             child.saw(Event.STOP_ASKED)

@@ -195,22 +195,31 @@ def _json_row(spec: TensorSpec, value: object) -> Buffer:
         raise BadRequest(f"Input {spec.name}: expected {spec}, got lists of unequal lengths.") from None
     if found.shape != spec.shape and found.shape != (math.prod(spec.shape),):
         raise BadRequest(f"Input {spec.name}: expected shape {list(spec.shape)}, got {list(found.shape)}.")
-    if found.dtype.kind not in "biuf" or not _fits(found, spec.dtype):
-        raise BadRequest(f"Input {spec.name}: expected {spec.dtype} values, got {_kind(found.ravel()[:1].tolist())}.")
+    misfit = _misfit(found, np.dtype(spec.dtype))
+    if misfit is not None:
+        raise BadRequest(f"Input {spec.name}: expected {spec.dtype} values, got {misfit}.")
     return np.ascontiguousarray(found, dtype=spec.dtype).tobytes()
 
 
-def _fits(found: np.ndarray, dtype: str) -> bool:
-    """Whether every value survives as `dtype`: integers in range, no fraction given for an integer."""
-    target = np.dtype(dtype)
-    if target.kind == "f" or found.size == 0:
-        return True
+def _misfit(found: np.ndarray, target: np.dtype) -> str | None:
+    """The first value that would not survive as `target` (no number, out of range, a fraction for an integer), if any."""
+    if found.dtype.kind not in "biuf":
+        values = found.ravel().tolist()
+        return _kind(next((value for value in values if not isinstance(value, int | float)), values))
     if target.kind == "b":
-        return found.dtype.kind == "b"
-    if found.dtype.kind == "f":
-        return False
-    limits = np.iinfo(target)
-    return bool(int(found.min()) >= limits.min and int(found.max()) <= limits.max)
+        fits = np.full(found.shape, found.dtype.kind == "b")
+    elif target.kind == "f":
+        fits = np.abs(found) <= float(np.finfo(target).max)
+    elif found.dtype.kind == "f":
+        fits = found == np.floor(found)
+        if fits.all():
+            fits = np.zeros(found.shape, bool)  # 1.0 is no integer either, only not the first one to name
+    else:
+        limits = np.iinfo(target)
+        fits = (found >= limits.min) & (found <= limits.max)
+    if np.all(fits):
+        return None
+    return str(found.ravel()[~np.ravel(fits)][0].item())
 
 
 def _kind(value: object) -> str:

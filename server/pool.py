@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ringserve.protocol.errors import OutOfResources, RingServeError, WorkerStartFailed
 from ringserve.protocol.tensor import Signature
 from ringserve.server.budget import worker_threads
-from ringserve.server.control import Loaded, LoadFailed, LoadModel, StopWorker, WorkerMessage
+from ringserve.server.control import Loaded, LoadFailed, LoadModel, Served, StopWorker, WorkerMessage
 from ringserve.server.lifecycle import FAILURES_TOLERATED, Event, State, retry_delay_s
 from ringserve.server.process import Child, oom_kills
 from ringserve.server.registry import ModelVersion
@@ -22,6 +22,8 @@ logger = logging.getLogger("ringserve.pool")
 # A worker told to stop finishes its batches first; then it is killed.
 STOP_S_MAX = 30.0
 CAUSE_LINES = 12
+# A process that served a batch or lived this long is replaced at once when it dies; any other death is a failed start.
+PROVEN_S = 30.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -36,6 +38,7 @@ class WorkerSlot:
         self.failures = 0  # failed starts in a row
         self.child: Child | None = None
         self.loaded = False  # whether the present process came as far as serving
+        self.served = False  # and answered a batch
         self.load_error: RingServeError | None = None  # why it did not, when it said so
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.clock: asyncio.TimerHandle | None = None  # the next start, or the end of patience with this one
@@ -138,7 +141,7 @@ class WorkerPool:
         slot.cancel_clock()
         if not slot.wanted:
             return
-        slot.loaded, slot.load_error = False, None
+        slot.loaded, slot.served, slot.load_error = False, False, None
         child = slot.child = Child(slot.label, WorkerMessage)
         try:
             child.start(
@@ -171,6 +174,8 @@ class WorkerPool:
         match message:
             case Loaded():
                 self._loaded(slot, message.signature)
+            case Served():
+                slot.served, slot.failures = True, 0
             case LoadFailed(cause=cause, out_of_memory=out_of_memory):
                 slot.load_error = self._start_failed(cause, status=507 if out_of_memory else 500)
 
@@ -188,7 +193,6 @@ class WorkerPool:
             return
         child.saw(Event.LOADED)
         slot.loaded = True
-        slot.failures = 0
         slot.settle(None)
         logger.info("%s is ready after %.1f s, pid %d", slot.label, time.time() - child.started_s, child.pid)
         self._hooks.on_change()
@@ -203,11 +207,13 @@ class WorkerPool:
         if not slot.wanted:
             return
         logger.error("%s %s", slot.label, ended)
-        if slot.loaded:
+        if slot.served or (slot.loaded and time.time() - child.started_s > PROVEN_S):
+            slot.failures = 0
             self._hooks.on_change()
             self._start(slot)
             return
-        error = slot.load_error or self._start_failed(f"The worker {ended} while loading.", status=status)
+        when = "before it had served anything" if slot.loaded else "while loading"
+        error = slot.load_error or self._start_failed(f"The worker {ended} {when}.", status=status)
         tail = "\n".join(list(child.tail)[-CAUSE_LINES:])
         self._failed(slot, type(error)(f"{error.message}\n{tail}".rstrip(), status=error.http_status))
 

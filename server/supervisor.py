@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from ringserve.server.app import close_idle, start_serving, stop_accepting
+from ringserve.server.app import BACKLOG, close_idle, start_serving, stop_accepting
 from ringserve.server.control import ServeHttp
 from ringserve.server.fleet import Fleet, FleetHooks
 from ringserve.server.management import Management
@@ -30,7 +30,6 @@ from ringserve.shm.segment import sweep_names
 logger = logging.getLogger("ringserve.supervisor")
 
 DRAIN_S = 30.0
-BACKLOG = 1024
 _WORK_DIR = re.compile(r"ringserve-(\d+)-\w+")
 
 

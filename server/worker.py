@@ -28,6 +28,7 @@ from ringserve.server.control import (
     Loaded,
     LoadFailed,
     LoadModel,
+    Served,
     StopWorker,
     ToWorker,
 )
@@ -68,14 +69,15 @@ class Worker:
         self._response_bytes_max = response_bytes_max
         self._lanes: dict[int, ServedLane] = {}  # by the descriptor of their doorbell
         self._poller = select.poll()
-        self._orphaned = False
+        self._served = False
+        self.orphaned = False
         self._stopping = False
 
     def serve_forever(self) -> None:
         """Until told to stop, or until nobody is left to serve."""
         control_fd = self._channel.fileno()
         self._poller.register(control_fd, select.POLLIN)
-        while not (self._stopping or (self._orphaned and not self._lanes)):
+        while not (self._stopping or (self.orphaned and not self._lanes)):
             for fd, _ in self._poller.poll():
                 if fd == control_fd:
                     self._obey()
@@ -87,7 +89,7 @@ class Worker:
         try:
             received = self._channel.receive(wait=False)
         except ControlClosed:
-            self._orphaned = True
+            self.orphaned = True
             self._poller.unregister(self._channel.fileno())
             return
         if received is None:
@@ -141,6 +143,10 @@ class Worker:
         pushed = link.completions.try_push(Entry(command.sequence, command.slab, command.rows, status))
         assert pushed, "the front end may not have more batches outstanding than the ring holds"
         link.bell.ring()
+        if not self._served:
+            self._served = True
+            with contextlib.suppress(ControlClosed):
+                self._channel.send(Served())
 
     def _execute_typed(self, slab: Slab, rows: int) -> Segment | None:
         signature = self._signature
@@ -207,6 +213,13 @@ def _exit_when_orphaned(control_fd: int) -> None:
     poller.register(control_fd, 0)  # hang-up and error are always reported, and nothing else
     poller.poll()
     time.sleep(ORPHAN_S_MAX)
+    _end_group()
+
+
+def _end_group() -> None:
+    """The supervisor ends what a model has started when its worker is gone; without one, the worker does."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
@@ -262,6 +275,8 @@ def main() -> None:
             sys.exit(1)
         finally:
             backend.close()
+        if worker.orphaned:
+            _end_group()
 
 
 if __name__ == "__main__":

@@ -35,8 +35,7 @@ def handle(data, context):
     numbers = []
     for row in data:
         number, _, word = bytes(row["body"]).decode().partition(" ")
-        act(word)
-        numbers.append(number)
+        numbers.append(number + (act(word) or ""))
     return numbers
 
 def act(word):
@@ -54,6 +53,8 @@ def act(word):
         path, _, seconds = value.rpartition(":")
         open(path, "w").close()
         time.sleep(float(seconds))
+    elif verb == "grow":
+        return " " * int(value)
 """
 
 TYPED_ECHO = """
@@ -171,10 +172,10 @@ class Load:
     def _judge(self, number: int, status: int, body: bytes) -> None:
         if status == 200:
             expected = f"[{float(number)}]" if self._typed else str(number)
-            if body.decode() == expected:
+            if body.decode().rstrip() == expected:
                 self.right += 1
             else:
-                self.wrong.append(f"request {number} was answered {body!r}")
+                self.wrong.append(f"request {number} was answered {body[:200]!r}")
             return
         try:
             error = json.loads(body)

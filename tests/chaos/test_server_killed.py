@@ -80,6 +80,26 @@ def test_without_its_supervisor_a_server_answers_what_is_in_flight_and_ends(
     assert site.predict("actor", "6").text == "6"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_server_told_to_stop_or_without_its_supervisor_answers_every_busy_client_and_refuses_new_ones(
+    archive: Callable[..., Path], start: "Callable[..., Site]", number: signal.Signals
+) -> None:
+    """Clients that would go on asking for ever on their connections neither lose a request nor hold it up."""
+    site = start(archive("actor", config="batchSize: 4\n"))
+    for _ in range(3):
+        with site.load("actor", 32, words=("sleep:0.001",)) as load:
+            wait_until(lambda seen=load: seen.right > 100, 10, "answers")  # type: ignore[misc]
+            os.kill(site.server.pid, number)
+            wait_until(lambda: not site.server.processes(), 5, "the end of every process")
+            wait_until(lambda seen=load: seen.refused > 32, 5, "refused connections")  # type: ignore[misc]
+        assert load.wrong == []
+        assert load.lost == []
+        assert set(load.errors) <= {503}
+        site.server.wait(5)
+        site.server.start()
+        wait_until(lambda: site.ping().status_code == 200, 30, "a healthy server")
+
+
 def test_a_killed_front_end_comes_back_to_the_same_workers_and_refuses_nobody_meanwhile(
     archive: Callable[..., Path], start: "Callable[..., Site]"
 ) -> None:
