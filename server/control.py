@@ -191,8 +191,8 @@ class Loaded(Message, frozen=True):
     signature: Signature
 
 
-class Served(Message, frozen=True):
-    """Sent once, after the first batch: this process is worth replacing at once when it dies."""
+class AtWork(Message, frozen=True):
+    """Sent once, with the first batch it takes: this process is worth replacing at once when it dies."""
 
 
 class LoadFailed(Message, frozen=True):
@@ -205,7 +205,7 @@ class LoadFailed(Message, frozen=True):
 FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues
 ToFrontEnd = ServeHttp | Routes | OpenLane | AttachWorker | DetachWorker | WorkerGone | CloseLane | AskQueues | Drain
 ToWorker = LoadModel | LinkLane | StopWorker
-WorkerMessage = Loaded | Served | LoadFailed
+WorkerMessage = Loaded | AtWork | LoadFailed
 
 M = TypeVar("M")
 _encode = msgspec.msgpack.Encoder().encode

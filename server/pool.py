@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ringserve.protocol.errors import OutOfResources, RingServeError, WorkerStartFailed
 from ringserve.protocol.tensor import Signature
 from ringserve.server.budget import worker_threads
-from ringserve.server.control import Loaded, LoadFailed, LoadModel, Served, StopWorker, WorkerMessage
+from ringserve.server.control import AtWork, Loaded, LoadFailed, LoadModel, StopWorker, WorkerMessage
 from ringserve.server.lifecycle import FAILURES_TOLERATED, Event, State, retry_delay_s
 from ringserve.server.process import Child, oom_kills
 from ringserve.server.registry import ModelVersion
@@ -22,7 +22,7 @@ logger = logging.getLogger("ringserve.pool")
 # A worker told to stop finishes its batches first; then it is killed.
 STOP_S_MAX = 30.0
 CAUSE_LINES = 12
-# A process that served a batch or lived this long is replaced at once when it dies; any other death is a failed start.
+# A process that took a batch or lived this long is replaced at once when it dies; any other death is a failed start.
 PROVEN_S = 30.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -38,7 +38,7 @@ class WorkerSlot:
         self.failures = 0  # failed starts in a row
         self.child: Child | None = None
         self.loaded = False  # whether the present process came as far as serving
-        self.served = False  # and answered a batch
+        self.at_work = False  # and took a batch
         self.load_error: RingServeError | None = None  # why it did not, when it said so
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.clock: asyncio.TimerHandle | None = None  # the next start, or the end of patience with this one
@@ -141,7 +141,7 @@ class WorkerPool:
         slot.cancel_clock()
         if not slot.wanted:
             return
-        slot.loaded, slot.served, slot.load_error = False, False, None
+        slot.loaded, slot.at_work, slot.load_error = False, False, None
         child = slot.child = Child(slot.label, WorkerMessage)
         try:
             child.start(
@@ -174,8 +174,8 @@ class WorkerPool:
         match message:
             case Loaded():
                 self._loaded(slot, message.signature)
-            case Served():
-                slot.served, slot.failures = True, 0
+            case AtWork():
+                slot.at_work, slot.failures = True, 0
             case LoadFailed(cause=cause, out_of_memory=out_of_memory):
                 slot.load_error = self._start_failed(cause, status=507 if out_of_memory else 500)
 
@@ -207,12 +207,12 @@ class WorkerPool:
         if not slot.wanted:
             return
         logger.error("%s %s", slot.label, ended)
-        if slot.served or (slot.loaded and time.time() - child.started_s > PROVEN_S):
+        if slot.at_work or (slot.loaded and time.time() - child.started_s > PROVEN_S):
             slot.failures = 0
             self._hooks.on_change()
             self._start(slot)
             return
-        when = "before it had served anything" if slot.loaded else "while loading"
+        when = "before it had anything to do" if slot.loaded else "while loading"
         error = slot.load_error or self._start_failed(f"The worker {ended} {when}.", status=status)
         tail = "\n".join(list(child.tail)[-CAUSE_LINES:])
         self._failed(slot, type(error)(f"{error.message}\n{tail}".rstrip(), status=error.http_status))

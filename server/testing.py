@@ -9,6 +9,7 @@ Nothing here imports the server: it is started and watched from outside, as its 
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,8 @@ STARTED = "Model server started."
 FLAGS = ("--ncs", "--enable-model-api")
 POLL_S = 0.01
 SHM = Path("/dev/shm")
+_SHM_NAME = re.compile(r"ringserve-(\d+)-[0-9a-f]+")
+_LOGGED_PID = re.compile(r"\bpid (\d+)")
 
 
 def free_port() -> int:
@@ -80,7 +83,6 @@ class ServerProcess:
         named = [word for entry in models for word in ("--models", entry)]
         self.arguments = ["--model-store", str(model_store), *named, "--ts-config", str(self.config_file), *flags]
         self._process: subprocess.Popen[bytes] | None = None
-        self._shm_before = _shm_names()
 
     # ---- the life of it
 
@@ -196,21 +198,21 @@ class ServerProcess:
         return found
 
     def remains(self) -> list[str]:
-        """What a server that ended has left behind, one sentence each: processes, names in shared memory, files."""
+        """What a server that ended has left behind, one sentence each: processes, names in shared memory, files. The log
+        says which processes it had, so that other servers' names are not taken for its own."""
         processes = [f"process {pid} is alive" for pid in self.processes()]
-        names = [f"{SHM / name} exists" for name in sorted(_shm_names() - self._shm_before) if _owner_is_gone(name)]
+        owners = {int(number) for number in _LOGGED_PID.findall(self.log)}
+        if self._process is not None:
+            owners.add(self._process.pid)
+        names = [f"{SHM / name} exists" for name, owner in sorted(_shm_names().items()) if owner in owners]
         files = [f"{path} exists" for path in sorted(self.tmp_dir.rglob("*"))] if self.tmp_dir.exists() else []
         return processes + names + files
 
 
-def _shm_names() -> set[str]:
+def _shm_names() -> dict[str, int]:
+    """The names of segments, with the process that made each."""
     try:
-        return {entry for entry in os.listdir(SHM) if entry.startswith("ringserve-")}
+        matches = [_SHM_NAME.fullmatch(entry) for entry in os.listdir(SHM)]
     except OSError:
-        return set()
-
-
-def _owner_is_gone(name: str) -> bool:
-    """Another server may be between creating and unlinking a name of its own."""
-    owner = name.split("-")[1]
-    return not (owner.isdigit() and psutil.pid_exists(int(owner)))
+        return {}
+    return {match[0]: int(match[1]) for match in matches if match}

@@ -22,13 +22,13 @@ from ringserve.backends.registry import create_backend
 from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
 from ringserve.protocol.tensor import Signature
 from ringserve.server.control import (
+    AtWork,
     Channel,
     ControlClosed,
     LinkLane,
     Loaded,
     LoadFailed,
     LoadModel,
-    Served,
     StopWorker,
     ToWorker,
 )
@@ -69,7 +69,7 @@ class Worker:
         self._response_bytes_max = response_bytes_max
         self._lanes: dict[int, ServedLane] = {}  # by the descriptor of their doorbell
         self._poller = select.poll()
-        self._served = False
+        self._at_work = False
         self.orphaned = False
         self._stopping = False
 
@@ -130,6 +130,10 @@ class Worker:
 
     def _serve_one(self, served: ServedLane) -> None:
         link = served.link
+        if not self._at_work:
+            self._at_work = True
+            with contextlib.suppress(ControlClosed):
+                self._channel.send(AtWork())
         command = link.commands.take()
         slab = served.lane.slabs[command.slab]
         if self._signature.typed:
@@ -143,10 +147,6 @@ class Worker:
         pushed = link.completions.try_push(Entry(command.sequence, command.slab, command.rows, status))
         assert pushed, "the front end may not have more batches outstanding than the ring holds"
         link.bell.ring()
-        if not self._served:
-            self._served = True
-            with contextlib.suppress(ControlClosed):
-                self._channel.send(Served())
 
     def _execute_typed(self, slab: Slab, rows: int) -> Segment | None:
         signature = self._signature

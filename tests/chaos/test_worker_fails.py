@@ -212,3 +212,25 @@ def runs(pid: int) -> bool:
 def retry_delays(site: "Site") -> list[float]:
     lines = [line for line in site.server.log.splitlines() if "Retry worker: " in line]
     return [float(line.rpartition(" in ")[2].split()[0]) for line in lines]
+
+
+def test_a_model_that_dies_by_itself_right_after_loading_is_not_started_over_and_over(
+    archive: Callable[..., Path], start: "Callable[..., Site]"
+) -> None:
+    """It never takes a batch: each death counts as a failed start, at growing distances."""
+    short_lived = """
+import os, threading
+def handle(data, context):
+    if data is None:
+        threading.Timer(0.02, os._exit, [9]).start()
+        return None
+    return ["alive"] * len(data)
+"""
+    site = start(archive("short", source=short_lived))
+    wait_until(lambda: len(retry_delays(site)) >= 3, 30, "three failed starts")
+    assert retry_delays(site)[:3] == sorted(retry_delays(site)[:3])
+    assert retry_delays(site)[2] > 2
+    refused = site.predict("short", "")
+    assert refused.status_code == 503
+    assert refused.json()["type"] == "ServiceUnavailableException"
+    assert "exited with code 9 before it had anything to do" in site.server.log
