@@ -20,6 +20,7 @@ from ringserve.protocol.errors import (
     MethodNotAllowed,
     RequestTimeout,
     RingServeError,
+    VersionNotFound,
 )
 from ringserve.protocol.tensor import Signature
 from ringserve.server.app import METHOD_NOT_ALLOWED
@@ -219,14 +220,21 @@ class Management:
         return f"Workers scaled to {low} for model: {name}{suffix}"
 
     async def _resize(self, version: ModelVersion) -> None:
+        """Raises `VersionNotFound` when the version is unregistered meanwhile, or what `settle` raises."""
+        self._check_registered(version)
         pool = self._pools[version.key]
         if len(pool.slots) > version.max_workers:
             await pool.shrink(version.max_workers)
+            self._check_registered(version)
         if len(pool.slots) < version.min_workers:
             pool.grow(version.min_workers)
             await self._publish()
             await pool.settle()
         await self._publish()
+
+    def _check_registered(self, version: ModelVersion) -> None:
+        if not self.registry.holds(version):
+            raise VersionNotFound(f"Model version: {version.version} does not exist for model: {version.name}")
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         async def logged() -> None:
@@ -256,7 +264,9 @@ class Management:
         self.registry.remove(version)
         await self._publish()
         answered = True
-        pool = self._pools[version.key]
+        pool = self._pools.get(version.key)
+        if pool is None:  # unregistered while its registration was being taken back, or the other way round
+            return answered
         if self.fleet is not None:
             pool.give_up_starting()
             answered = await self.fleet.close_lanes(version, self._settings.unregister_model_timeout_s)

@@ -75,6 +75,11 @@ class Registry:
             raise VersionNotFound(f"Model version: {wanted} does not exist for model: {name}")
         return found
 
+    def holds(self, version: ModelVersion) -> bool:
+        """Whether this very version is registered, not another one by its name."""
+        model = self.models.get(version.name)
+        return model is not None and model.versions.get(version.version) is version
+
     def all_of(self, name: str) -> list[ModelVersion]:
         return list(self._model(name).versions.values())
 
@@ -87,9 +92,9 @@ class Registry:
     def remove(self, version: ModelVersion) -> None:
         """Take a version out; the model goes with its last one. Nothing happens when it is not there any more. A default
         version that leaves siblings behind (a registration taken back) makes the oldest of them the default."""
-        model = self.models.get(version.name)
-        if model is None or model.versions.get(version.version) is not version:
+        if not self.holds(version):
             return
+        model = self.models[version.name]
         del model.versions[version.version]
         if not model.versions:
             del self.models[version.name]

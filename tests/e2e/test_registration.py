@@ -27,7 +27,7 @@ def nothing_left(server: ServerProcess, management: httpx.Client, store: Path) -
     def state() -> tuple[object, ...]:
         models = [entry["modelName"] for entry in management.get("/models").json()["models"]]
         unpacked = sorted(path.name for path in server.tmp_dir.glob("ringserve-*/models/*"))
-        return models, len(server.processes()), unpacked, sorted(path.name for path in store.iterdir())
+        return models, server.processes(), unpacked, sorted(path.name for path in store.iterdir())
 
     before = state()
     yield
