@@ -270,10 +270,10 @@ class Channel:
                 data = file.read()
         try:
             return self._decode(data), fds
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             for fd in fds:
                 os.close(fd)
-            raise
+            raise msgspec.DecodeError(str(error)) from None
 
     def _packet(self, flags: int) -> tuple[bytes, list[int]]:
         try:

@@ -206,8 +206,10 @@ def _misfit(found: np.ndarray, target: np.dtype) -> str | None:
     if found.dtype.kind not in "biuf":
         values = found.ravel().tolist()
         return _kind(next((value for value in values if not isinstance(value, int | float)), values))
+    if found.dtype.kind == "b":
+        return None  # true and false are 1 and 0 of any type
     if target.kind == "b":
-        fits = np.full(found.shape, found.dtype.kind == "b")
+        fits = np.zeros(found.shape, bool)
     elif target.kind == "f":
         fits = np.abs(found) <= float(np.finfo(target).max)
     elif found.dtype.kind == "f":

@@ -139,7 +139,7 @@ def read_reply(slab: Slab, line: Sequence[int], overflow: Segment | None) -> Ans
             return Answer(body, CONTENT_TYPES[flags & CONTENT_MASK])
         head_at = line[REPLY_HEAD_AT - REPLY_ID]
         head = decode_reply_head(memory[head_at : head_at + head_bytes])
-    except (msgspec.MsgspecError, IndexError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError) as error:
         return Internal(f"The worker wrote a reply that cannot be read: {error}.")
     return Answer(body, None, head.status, head.phrase, head.headers)
 

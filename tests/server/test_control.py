@@ -16,6 +16,7 @@ from ringserve.server.control import (
     Applied,
     AskQueues,
     AttachWorker,
+    AtWork,
     Channel,
     CloseLane,
     ControlClosed,
@@ -72,6 +73,7 @@ MESSAGES: list[tuple[object, Message]] = [
     (ToWorker, LinkLane(SHAPE, Signature())),
     (ToWorker, StopWorker()),
     (WorkerMessage, Loaded(SIGNATURE)),
+    (WorkerMessage, AtWork()),
     (WorkerMessage, LoadFailed("no such file", False)),
 ]
 Pair = tuple[Channel, Channel]
@@ -137,7 +139,7 @@ def test_messages_keep_their_order(pair: Pair) -> None:
 def test_a_message_too_large_for_a_packet_travels_in_a_memory_file(pair: Pair) -> None:
     """Its own descriptors arrive as if nothing had happened."""
     sender, receiver = pair
-    models = {f"model-{n}": ModelRoute("1.0", {"1.0": ROUTE}) for n in range(3000)}
+    models = {f"model-{n}": ModelRoute("1.0", {"1.0": ROUTE}) for n in range(5000)}
     routes = Routes(1, True, models)
     assert len(msgspec.msgpack.encode(routes)) > 2 * PACKET_BYTES_MAX
     listen, ring = os.pipe()
@@ -250,7 +252,10 @@ def test_a_watcher_hears_everything_and_then_the_end_once(pair: Pair) -> None:
     assert watched.closed == 1
 
 
-@pytest.mark.parametrize("garbage", [b"\xc1", b"\x00", b"not msgpack at all", b"\xff" * 1000, b"\x92\xa5Drain"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xc1", b"\x00", b"not msgpack at all", b"\xff" * 1000, b"\x92\xa5Drain", b"\x93\xa8Detached\x01\xa1\xff"],
+)
 def test_garbage_ends_a_watch_instead_of_crashing_it(garbage: bytes) -> None:
     """What comes before it is heard; whoever talks like that is treated as gone."""
     mine, theirs = channel_pair()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,14 +59,14 @@ def test_arrays_have_the_declared_types_and_a_row_dimension_in_front(segment: Se
 
 
 def _regions(slab: Slab) -> list[memoryview]:
-    arrays = [slab.table, *slab.inputs, *slab.outputs]
+    arrays: list[Any] = [slab.table, *slab.inputs, *slab.outputs]
     return [*(memoryview(array.reshape(-1).view(np.uint8)) for array in arrays), slab.bytes_in, slab.bytes_out]
 
 
 def test_every_region_of_every_slab_is_its_own_memory(segment: Segment) -> None:
     """A different byte in each of them, written by one mapping and read back by another."""
     writer, reader = attached(segment), attached(segment)
-    written = []
+    written: list[int] = []
     for slab in writer.slabs:
         for region in _regions(slab):
             written.append(len(written) + 1)

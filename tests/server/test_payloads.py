@@ -1,0 +1,244 @@
+"""Requests into slab rows and out again, and refusals that name the input, what was expected and what came."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringserve.protocol.errors import BadRequest
+from ringserve.protocol.request import FormPart, InferRequest
+from ringserve.protocol.tensor import ITEM_BYTES, Signature, TensorSpec
+from ringserve.server.payloads import BytesEncoder, BytesPayload, TypedEncoder, TypedPayload, read_requests
+from ringserve.shm.lane import Lane, create_lane
+from ringserve.shm.layout import LaneShape, Tensor
+from ringserve.shm.segment import Segment
+
+ROWS = 4
+REGION = 1 << 16
+
+
+def lane_of(signature: Signature, region: int = REGION) -> Lane:
+    tensors = (Tensor(spec.name, spec.dtype, spec.shape, spec.row_bytes) for spec in signature.inputs)
+    shape = LaneShape(1, ROWS, tuple(tensors), (), region, 64)
+    segment = create_lane(shape)
+    lane = Lane.attach(os.dup(segment.fd), shape)
+    segment.close()
+    return lane
+
+
+def no_parcel() -> Segment:
+    raise AssertionError("no parcel was announced")
+
+
+texts = st.text(max_size=12)
+form_parts = st.builds(FormPart, texts, texts, st.binary(max_size=100))
+requests = st.builds(
+    InferRequest,
+    request_id=texts,
+    content_type=texts,
+    headers=st.dictionaries(texts, texts, max_size=4),
+    body=st.binary(max_size=300),
+    parts=st.none() | st.lists(form_parts, max_size=4),
+)
+
+
+def expected_parts(request: InferRequest) -> list[tuple[str, str, bytes]]:
+    if request.parts is None:
+        return [("body", request.content_type, request.body)]
+    return [(part.name, part.content_type, part.data) for part in request.parts]
+
+
+@given(st.lists(requests, min_size=1, max_size=ROWS), st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+def test_any_requests_come_out_of_a_slab_as_they_went_in(sent: list[InferRequest], by_parcel: list[bool]) -> None:
+    lane = lane_of(Signature())
+    slab, used, parcels = lane.slabs[0], 0, []
+    for row, request in enumerate(sent):
+        payload = BytesEncoder().encode(request)
+        if by_parcel[row]:
+            parcels.append(payload.write_parcel(slab, row, row + 10))
+        else:
+            payload.write(slab, row, row + 10, used)
+            used += payload.slab_bytes()
+    received, opened = read_requests(slab, len(sent), iter(parcels).__next__)
+    assert opened == parcels
+    assert slab.table[: len(sent), 0].tolist() == [row + 10 for row in range(len(sent))]
+    for request, found in zip(sent, received, strict=True):
+        assert (found.request_id, found.headers) == (request.request_id, request.headers)
+        assert [(part.name, part.content_type, bytes(part.data)) for part in found.parts] == expected_parts(request)
+        assert all(part.data.readonly for part in found.parts)
+    del received, found
+    for parcel in parcels:
+        parcel.close()
+    lane.close()
+
+
+@given(st.integers(0, 5000), st.integers(0, 5000))
+def test_a_body_starts_a_cache_line_and_the_next_row_too(head_bytes: int, body_bytes: int) -> None:
+    payload = BytesPayload(b"h" * head_bytes, (b"b" * body_bytes,))
+    assert payload.slab_bytes() % 64 == 0
+    assert head_bytes + body_bytes <= payload.slab_bytes() < head_bytes + body_bytes + 2 * 64
+
+
+@st.composite
+def typed_rows(draw: st.DrawFn) -> tuple[Signature, list[list[np.ndarray]]]:
+    """A signature, and for each row one array per input."""
+    specs = []
+    for number in range(draw(st.integers(1, 3))):
+        shape = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
+        specs.append(TensorSpec(f"input-{number}", draw(st.sampled_from(sorted(ITEM_BYTES))), shape))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows = [
+        [np.asarray(random.integers(0, 2, spec.shape) * random.integers(0, 100)).astype(spec.dtype) for spec in specs]
+        for _ in range(draw(st.integers(1, ROWS)))
+    ]
+    return Signature(tuple(specs)), rows
+
+
+@given(typed_rows(), st.sampled_from(["raw", "json", "parts", "json parts"]))
+def test_typed_rows_of_any_type_and_shape_are_arrays_of_the_slab(
+    case: tuple[Signature, list[list[np.ndarray]]], form: str
+) -> None:
+    """Raw bytes, JSON by name and forms mean the same."""
+    signature, rows = case
+    lane = lane_of(signature, 0)
+    encoder = TypedEncoder(signature)
+    for row, arrays in enumerate(rows):
+        names = [spec.name for spec in signature.inputs]
+        content_type = "application/json" if "json" in form else ""
+        as_bytes = [orjson.dumps(array.tolist()) if "json" in form else array.tobytes() for array in arrays]
+        if "parts" in form:
+            parts = [FormPart(name, content_type, data) for name, data in zip(names, as_bytes, strict=True)]
+            request = InferRequest("", "multipart/form-data", {}, b"", parts[::-1])
+        elif form == "json":
+            body = orjson.dumps(dict(zip(names, (array.tolist() for array in arrays), strict=True)))
+            request = InferRequest("", "application/json; charset=utf-8", {}, body)
+        else:
+            request = InferRequest("", "", {}, b"".join(as_bytes))
+        payload = encoder.encode(request)
+        assert payload.slab_bytes() == 0
+        payload.write(lane.slabs[0], row, row + 1, 0)
+    for number in range(len(signature.inputs)):
+        expected = np.stack([arrays[number] for arrays in rows])
+        assert np.array_equal(lane.slabs[0].inputs[number][: len(rows)], expected)
+    lane.close()
+
+
+def spec_of(dtype: str, *shape: int) -> Signature:
+    return Signature((TensorSpec("x", dtype, shape),))
+
+
+def json_row(signature: Signature, text: bytes) -> Any:
+    payload = TypedEncoder(signature).encode(InferRequest("", "application/json", {}, text))
+    spec = signature.inputs[0]
+    return np.frombuffer(payload.buffers[0], spec.dtype).reshape(spec.shape).tolist()
+
+
+@pytest.mark.parametrize(
+    ("signature", "text", "value"),
+    [
+        (spec_of("float32", 2), b"[1, 2.5]", [1.0, 2.5]),
+        (spec_of("float32", 2, 2), b"[1, 2, 3, 4]", [[1.0, 2.0], [3.0, 4.0]]),
+        (spec_of("float32", 2, 1), b"[[1], [2]]", [[1.0], [2.0]]),
+        (spec_of("int64"), b"-9223372036854775808", -(2**63)),
+        (spec_of("uint64"), b"18446744073709551615", 2**64 - 1),
+        (spec_of("int8", 2), b"[-128, 127]", [-128, 127]),
+        (spec_of("bool", 2), b"[true, false]", [True, False]),
+        (spec_of("uint64", 2), b"[true, false]", [1, 0]),
+        (spec_of("float16"), b"true", 1.0),
+        (spec_of("float32", 1), b'{"x": [1]}', [1.0]),
+        (spec_of("float16"), b"65504", 65504.0),
+        (spec_of("float64"), b"1e308", 1e308),
+    ],
+)
+def test_json_values_that_fit(signature: Signature, text: bytes, value: object) -> None:
+    assert json_row(signature, text) == value
+
+
+@pytest.mark.parametrize(
+    ("signature", "text", "sentence"),
+    [
+        (spec_of("float32", 2), b"[1, 2, 3]", "Input x: expected shape [2], got [3]."),
+        (spec_of("float32", 2, 2), b"[[1, 2, 3, 4]]", "Input x: expected shape [2, 2], got [1, 4]."),
+        (spec_of("float32"), b"[[1]]", "Input x: expected shape [], got [1, 1]."),
+        (spec_of("float32", 2), b"[[1], [1, 2]]", "Input x: expected x float32[2], got lists of unequal lengths."),
+        (spec_of("int8", 2), b"[1, 128]", "Input x: expected int8 values, got 128."),
+        (spec_of("uint8", 2), b"[-1, 1]", "Input x: expected uint8 values, got -1."),
+        (spec_of("int64", 1), b"[9223372036854775808]", "Input x: expected int64 values, got 9223372036854775808."),
+        (spec_of("int32", 2), b"[1, 1.5]", "Input x: expected int32 values, got 1.5."),
+        (spec_of("float32", 1), b"[1e39]", "Input x: expected float32 values, got 1e+39."),
+        (spec_of("float16", 2), b"[1, -70000]", "Input x: expected float16 values, got -70000."),
+        (spec_of("bool", 2), b"[0, 1]", "Input x: expected bool values, got 0."),
+        (spec_of("float32", 2), b'["a", "b"]', "Input x: expected float32 values, got a string."),
+        (spec_of("float32", 2), b"[1, null]", "Input x: expected float32 values, got null."),
+        (spec_of("float32", 2), b"[1, {}]", "Input x: expected float32 values, got an object."),
+        (spec_of("float32", 1), b'{"y": [1]}', "Inputs: expected x, got y."),
+        (spec_of("float32", 1), b"{}", "Inputs: expected x, got none."),
+        (spec_of("float32", 1), b"[NaN]", "Body: expected JSON, got a document that does not parse"),
+        (spec_of("float32", 1), b"", "Body: expected JSON, got a document that does not parse"),
+    ],
+)
+def test_json_that_does_not_fit_is_refused_in_a_sentence(signature: Signature, text: bytes, sentence: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        json_row(signature, text)
+    assert caught.value.message.startswith(sentence)
+
+
+TWO = Signature((TensorSpec("a", "uint8", (2,)), TensorSpec("b", "float32", ())))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "parts", "sentence"),
+    [
+        ("", b"12345", None, "Body: expected 6 bytes (a uint8[2], b float32[]), got 5 bytes."),
+        (
+            "application/json",
+            b"[1]",
+            None,
+            "Body: expected a JSON object with the inputs a, b, got a list of a number.",
+        ),
+        ("application/json", b'"text"', None, "Body: expected a JSON object with the inputs a, b, got a string."),
+        ("application/json", b'{"a": [1, 2]}', None, "Inputs: expected a, b, got a."),
+        ("multipart/form-data", b"", {}, "Inputs: expected a, b, got none."),
+        ("multipart/form-data", b"", {"a": b"12", "c": b""}, "Inputs: expected a, b, got a, c."),
+        ("multipart/form-data", b"", {"a": b"1", "b": b"1234"}, "Input a: expected 2 bytes (a uint8[2]), got 1 bytes."),
+    ],
+)
+def test_several_inputs_are_refused_by_name(
+    content_type: str, body: bytes, parts: Mapping[str, bytes] | None, sentence: str
+) -> None:
+    listed = None if parts is None else [FormPart(name, "", data) for name, data in parts.items()]
+    with pytest.raises(BadRequest) as caught:
+        TypedEncoder(TWO).encode(InferRequest("", content_type, {}, body, listed))
+    assert caught.value.message == sentence
+
+
+def test_a_json_part_that_does_not_parse_is_refused_by_name() -> None:
+    parts = [FormPart("a", "application/json", b"[1,"), FormPart("b", "", bytes(4))]
+    with pytest.raises(BadRequest, match="Input a: expected JSON, got a part that does not parse"):
+        TypedEncoder(TWO).encode(InferRequest("", "multipart/form-data", {}, b"", parts))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["x", "y"]), inner, max_size=2),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(sorted(ITEM_BYTES)), st.sampled_from([(), (1,), (2,), (2, 2)]), json_values)
+def test_any_json_is_a_row_or_a_refusal(dtype: str, shape: tuple[int, ...], value: object) -> None:
+    try:
+        payload: TypedPayload = TypedEncoder(spec_of(dtype, *shape)).encode(
+            InferRequest("", "application/json", {}, orjson.dumps(value))
+        )
+    except BadRequest as error:
+        assert "expected" in error.message
+        assert "got" in error.message
+    else:
+        assert len(payload.buffers[0]) == ITEM_BYTES[dtype] * math.prod(shape)

@@ -1,0 +1,183 @@
+"""Answers through a slab: written by a worker, read by the front end, each as it was meant."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ringserve.backends.contract import Reply
+from ringserve.protocol.errors import Internal, OutOfResources, PredictionFailed, RingServeError
+from ringserve.protocol.request import Answer
+from ringserve.protocol.tensor import ITEM_BYTES, Signature, TensorSpec
+from ringserve.server.replies import (
+    CONTENT_TYPES,
+    FLAG_ERROR,
+    FLAG_OVERFLOW,
+    MESSAGE_CHARS_MAX,
+    read_reply,
+    typed_renderer,
+    write_replies,
+    write_typed_success,
+)
+from ringserve.shm.lane import Lane, Slab, create_lane
+from ringserve.shm.layout import REPLY_FLAGS, REPLY_ID, REPLY_STATUS, ROW_ID, LaneShape, Tensor
+
+LIMIT = 1 << 20
+ROWS = 6
+
+
+def lane_of(region: int = 1024, outputs: Sequence[TensorSpec] = ()) -> Lane:
+    tensors = tuple(Tensor(spec.name, spec.dtype, spec.shape, spec.row_bytes) for spec in outputs)
+    shape = LaneShape(1, ROWS, (), tensors, 0, region)
+    segment = create_lane(shape)
+    lane = Lane.attach(os.dup(segment.fd), shape)
+    segment.close()
+    lane.slabs[0].table[:, ROW_ID] = range(100, 100 + ROWS)
+    return lane
+
+
+@pytest.fixture
+def slab() -> Iterator[Slab]:
+    lane = lane_of()
+    yield lane.slabs[0]
+    lane.close()
+
+
+def through(slab: Slab, replies: Sequence[Reply | RingServeError]) -> list[Answer | RingServeError]:
+    overflow = write_replies(slab, replies, LIMIT)
+    lines = slab.table[: len(replies), REPLY_ID:].tolist()
+    assert [line[0] for line in lines] == list(range(100, 100 + len(replies)))
+    answers = [read_reply(slab, line, overflow) for line in lines]
+    if overflow is not None:
+        overflow.close()
+    return answers
+
+
+texts = st.text(max_size=8)
+replies = st.builds(
+    Reply,
+    body=st.binary(max_size=400),
+    content_type=st.sampled_from(CONTENT_TYPES) | texts,
+    status=st.integers(200, 999),
+    phrase=texts,
+    headers=st.dictionaries(texts, texts, max_size=3),
+)
+errors = st.builds(PredictionFailed, texts) | st.builds(OutOfResources, texts)
+
+
+@given(st.lists(replies | errors, min_size=1, max_size=ROWS), st.sampled_from([0, 64, 700, 8192]))
+def test_any_replies_come_out_as_they_went_in(sent: list[Reply | RingServeError], region: int) -> None:
+    """In a slab with room for all of them, for some, or for none."""
+    lane = lane_of(region)
+    for reply, answer in zip(sent, through(lane.slabs[0], sent), strict=True):
+        if isinstance(reply, RingServeError):
+            assert type(answer) is type(reply)
+            assert (answer.message, answer.http_status) == (reply.message, reply.http_status)
+            continue
+        assert isinstance(answer, Answer)
+        said = {name.lower(): value for name, value in (answer.headers or {}).items()}
+        assert (bytes(answer.body), answer.status, answer.phrase) == (reply.body, reply.status, reply.phrase)
+        assert (answer.content_type or said.get("content-type")) == said.get("content-type", reply.content_type)
+        assert reply.headers.items() <= (answer.headers or {}).items()
+    lane.close()
+
+
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+def test_a_plain_answer_needs_no_head(slab: Slab, content_type: str | None) -> None:
+    assert through(slab, [Reply(b"body", content_type)]) == [Answer(b"body", content_type)]
+
+
+def test_only_what_does_not_fit_goes_into_the_parcel(slab: Slab) -> None:
+    sent = [Reply(b"a" * 600), Reply(b"b" * 600), Reply(b"c" * 64)]
+    overflow = write_replies(slab, sent, LIMIT)
+    assert overflow is not None
+    assert [bool(flags & FLAG_OVERFLOW) for flags in slab.table[:3, REPLY_FLAGS].tolist()] == [False, True, False]
+    assert overflow.size_bytes == 640
+    overflow.close()
+
+
+def test_an_announced_parcel_that_did_not_come_is_our_mistake(slab: Slab) -> None:
+    overflow = write_replies(slab, [Reply(b"a" * 5000)], LIMIT)
+    assert overflow is not None
+    overflow.close()
+    answer = read_reply(slab, slab.table[0, REPLY_ID:].tolist(), None)
+    assert isinstance(answer, Internal)
+
+
+def test_an_answer_over_the_limit_is_replaced_by_an_error(slab: Slab) -> None:
+    assert write_replies(slab, [Reply(b"x" * 101), Reply(b"y" * 100)], 100) is None
+    first, second = (read_reply(slab, line, None) for line in slab.table[:2, REPLY_ID:].tolist())
+    assert isinstance(first, RingServeError)
+    assert first.http_status == 507
+    assert first.message == "The answer has 101 bytes; the limit max_response_size is 100 bytes."
+    assert second == Answer(b"y" * 100)
+
+
+@pytest.mark.parametrize("length", [MESSAGE_CHARS_MAX, MESSAGE_CHARS_MAX + 1, 10**6])
+def test_a_message_is_cut_where_it_says_no_more(slab: Slab, length: int) -> None:
+    (answer,) = through(slab, [PredictionFailed("é" * length)])
+    assert isinstance(answer, PredictionFailed)
+    assert answer.message == "é" * MESSAGE_CHARS_MAX
+
+
+def test_text_that_is_no_unicode_does_not_end_the_worker(slab: Slab) -> None:
+    first, second = through(slab, [PredictionFailed("a\ud800"), Reply(b"x", None, 200, "", {"h": "\udcff"})])
+    assert isinstance(first, PredictionFailed)
+    assert first.message == "a?"
+    assert second == Answer(b"x", None, 200, "", {"h": "?"})
+
+
+@given(st.binary(max_size=40), st.integers(0, 3), st.integers(0, 40))
+@example(b"\x92\xa1\xff\xa0", 1, 0)
+@example(b"\x93\xcc\xc8\xa1\xff\x80", 0, 6)
+def test_a_broken_reply_is_an_error_never_a_crash(garbage: bytes, flag: int, head_bytes: int) -> None:
+    lane = lane_of(64)
+    slab = lane.slabs[0]
+    slab.bytes_out[: len(garbage)] = garbage
+    line = [100, 200, (0, FLAG_ERROR, 77, FLAG_ERROR | 3)[flag], 0, head_bytes, 0, len(garbage), 0]
+    answer = read_reply(slab, line, None)
+    assert isinstance(answer, Answer | RingServeError)
+    lane.close()
+
+
+def test_a_typed_batch_succeeds_with_its_own_ids(slab: Slab) -> None:
+    slab.table[:, REPLY_ID:] = 9
+    write_typed_success(slab, 4)
+    assert slab.table[:4, REPLY_ID].tolist() == [100, 101, 102, 103]
+    assert slab.table[:4, REPLY_STATUS].tolist() == [200] * 4
+    assert slab.table[:4, REPLY_FLAGS].tolist() == [0] * 4
+    assert slab.table[4, REPLY_ID] == 9
+
+
+@pytest.mark.parametrize("dtype", ITEM_BYTES)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_a_typed_row_reads_as_its_json_value(dtype: str, shape: tuple[int, ...]) -> None:
+    spec = TensorSpec("y", dtype, shape)
+    lane = lane_of(64, [spec])
+    slab = lane.slabs[0]
+    slab.outputs[0][2] = np.ones(shape, dtype)
+    assert json.loads(typed_renderer(Signature((), (spec,)))(slab, 2)) == np.ones(shape, dtype).tolist()
+    lane.close()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_what_json_has_no_number_for_is_null(dtype: str) -> None:
+    spec = TensorSpec("y", dtype, (4,))
+    lane = lane_of(64, [spec])
+    slab = lane.slabs[0]
+    slab.outputs[0][0] = [np.nan, np.inf, -np.inf, 0.5]
+    assert typed_renderer(Signature((), (spec,)))(slab, 0) == b"[null,null,null,0.5]"
+    lane.close()
+
+
+def test_several_outputs_are_an_object_by_name() -> None:
+    specs = (TensorSpec("label", "int64", ()), TensorSpec("scores", "float16", (2,)))
+    lane = lane_of(64, specs)
+    slab = lane.slabs[0]
+    slab.outputs[0][1], slab.outputs[1][1] = 7, [0.5, np.nan]
+    assert typed_renderer(Signature((), specs))(slab, 1) == b'{"label":7,"scores":[0.5,null]}'
+    lane.close()
