@@ -79,6 +79,18 @@ class SizedRequest(Request):
 
     __slots__ = ()
 
+    def take_body(self) -> bool:
+        """Make `body` of what has arrived, when all of it has: most bodies come with their head. False when the rest is to
+        be waited for, by `receive_body`."""
+        stream: Any = self.stream
+        length, received = stream.request_bytes_left, stream.recv_buffer
+        if stream.request_body is not True or length > len(received) or length > stream.request_max_size:
+            return False
+        self.body = bytes(memoryview(received)[:length])
+        del received[:length]
+        stream.request_bytes_left, stream.request_body, stream.expecting_continue = 0, None, False
+        return True
+
     async def receive_body(self) -> None:
         stream: Any = self.stream
         if stream.expecting_continue and stream.request_bytes > stream.request_max_size:

@@ -156,9 +156,10 @@ def typed_renderer(signature: Signature) -> Callable[[Slab, int], bytes]:
         item = array[row]
         return item.astype(np.float32) if wide else item
 
+    if widen == [False]:
+        return lambda slab, row: dumps(slab.outputs[0][row], option=option)
     if len(names) == 1:
-        wide = widen[0]
-        return lambda slab, row: dumps(value(slab.outputs[0], row, wide), option=option)
+        return lambda slab, row: dumps(value(slab.outputs[0], row, True), option=option)
 
     def render(slab: Slab, row: int) -> bytes:
         rows = (value(array, row, wide) for array, wide in zip(slab.outputs, widen, strict=True))

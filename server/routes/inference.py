@@ -16,7 +16,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ringserve.protocol.errors import ModelNotFound, NotFound, NoWorker, RingServeError, VersionNotFound
 from ringserve.protocol.request import InferRequest
-from ringserve.server.app import NOT_FOUND, App, json_response, make_app, translate
+from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, make_app, translate
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form, parse_form
 from ringserve.server.routing import RouteTable
@@ -55,7 +55,7 @@ class Inference:
             return json_response({"status": "Healthy"}, 200, request)
         return json_response({"status": "Unhealthy"}, 500, request)
 
-    async def serve(self, request: Request) -> None:
+    async def serve(self, request: SizedRequest) -> None:
         """Answer one request on its connection; any HTTP method predicts, as in TorchServe."""
         if not request.path.startswith(PREFIX):
             await self.app.handle_request(request)
@@ -65,7 +65,7 @@ class Inference:
         rid = request_id(headers.getone("x-request-id", None))
         try:
             dispatcher, rest = self._table.paths.get(request.path) or self._find(request.path)
-            if stream.request_body:
+            if stream.request_body and not request.take_body():
                 await request.receive_body()
             content_type = headers.getone("content-type", "")
             body: bytes = request.body
