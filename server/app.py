@@ -156,7 +156,7 @@ def wind_down(server: AsyncioServer) -> int:
     answered may already have sent the next request."""
     left, now = 0, monotonic()
     for connection in list(server.connections):
-        if connection.http is not None and connection.http.stage is not Stage.IDLE:
+        if _is_busy(connection):
             connection.http.keep_alive = False
         elif now - connection._time > UNUSED_S_MIN:
             connection.close_if_idle()
@@ -170,4 +170,10 @@ def close_idle(server: AsyncioServer) -> int:
     for connection in list(server.connections):
         with contextlib.suppress(Exception):
             connection.close_if_idle()
-    return sum(1 for connection in server.connections if connection.http is not None and connection.http.stage.value)
+    return sum(map(_is_busy, server.connections))
+
+
+def _is_busy(connection: Any) -> bool:
+    """Whether a request is on it, on Sanic's way or on the short one of routes/connection.py."""
+    http = connection.http
+    return http is not None and (http.stage is not Stage.IDLE or getattr(connection, "in_flight", None) is not None)

@@ -41,7 +41,8 @@ from ringserve.server.control import (
     WorkerStuck,
 )
 from ringserve.server.dispatch import Dispatcher
-from ringserve.server.routes.inference import Inference, PredictionProtocol
+from ringserve.server.routes.connection import PredictionConnection
+from ringserve.server.routes.inference import Inference
 from ringserve.server.routing import RouteTable
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import FrontLink
@@ -74,7 +75,7 @@ class FrontEnd:
         self._tell(FrontEndReady())
         await self._routed.wait()
         if self._draining is None:
-            self._server = await start_serving(inference.app, sock, PredictionProtocol)
+            self._server = await start_serving(inference.app, sock, PredictionConnection)
         ticking = asyncio.ensure_future(self._tick())
         await self._done.wait()
         ticking.cancel()

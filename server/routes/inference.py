@@ -1,7 +1,8 @@
 """The inference listener: `/ping` and `/predictions/{model}[/{version}[/{rest}]]` (contract sections 1.1-1.4, 1.8).
 
 Predictions are answered here, in front of Sanic's router and response objects, which would cost as much again as everything
-else on the path; any other request goes the ordinary way through Sanic.
+else on the path; any other request goes the ordinary way through Sanic. Plain predictions do not even come here:
+connection.py answers them.
 """
 
 from time import monotonic
@@ -12,10 +13,9 @@ from sanic import HTTPResponse
 from sanic.exceptions import SanicException
 from sanic.http import Stage
 from sanic.request import Request
-from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ringserve.protocol.errors import ModelNotFound, NotFound, NoWorker, RingServeError, VersionNotFound
-from ringserve.protocol.request import InferRequest
+from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, make_app, translate
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form, parse_form
@@ -29,21 +29,11 @@ NO_WORKER = (
 )
 
 
-class PredictionProtocol(HttpProtocol):
-    """Sanic's HTTP protocol with our way of answering a request."""
-
-    __slots__ = ()
-
-    def _setup(self) -> None:
-        super()._setup()  # type: ignore[no-untyped-call]
-        self.request_handler = self.app.ctx.inference.serve
-
-
 class Inference:
     """Answers requests by the routes that `table` holds at the moment."""
 
     def __init__(self, table: RouteTable, request_bytes_max: int) -> None:
-        self._table = table
+        self.table = table
         self._request_bytes_max = request_bytes_max
         self.app: App = make_app("ringserve-inference", request_bytes_max)
         self.app.ctx.inference = self
@@ -51,7 +41,7 @@ class Inference:
         self.app.add_route(self._ping, "/ping", methods=methods)
 
     async def _ping(self, request: Request) -> HTTPResponse:
-        if self._table.healthy:
+        if self.table.healthy:
             return json_response({"status": "Healthy"}, 200, request)
         return json_response({"status": "Unhealthy"}, 500, request)
 
@@ -64,7 +54,7 @@ class Inference:
         headers = request.headers
         rid = request_id(headers.getone("x-request-id", None))
         try:
-            dispatcher, rest = self._table.paths.get(request.path) or self._find(request.path)
+            dispatcher, rest = self.table.paths.get(request.path) or self._find(request.path)
             if stream.request_body and not request.take_body():
                 await request.receive_body()
             content_type = headers.getone("content-type", "")
@@ -76,12 +66,10 @@ class Inference:
             answer = await dispatcher.submit(InferRequest(rid, content_type, seen, body, parts))
             keep_alive = stream.keep_alive and answer.status < 400
             data = answer_bytes(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
-        except (RingServeError, SanicException) as raised:
-            error = translate(raised, self._request_bytes_max)
-            if isinstance(error, NoWorker):
-                error = NoWorker(_no_worker_text(request.path))
+        except (RingServeError, SanicException) as error:
             keep_alive = False
-            data = answer_bytes(error_answer(error), rid, keep_alive=False, head_only=stream.head_only)
+            refusal = self.refusal(error, request.path)
+            data = answer_bytes(refusal, rid, keep_alive=False, head_only=stream.head_only)
         protocol = stream.protocol
         if not protocol._can_write.is_set():
             await protocol._can_write.wait()
@@ -94,12 +82,19 @@ class Inference:
         stream.response_func = None
         stream.stage = Stage.IDLE
 
+    def refusal(self, error: BaseException, path: str) -> Answer:
+        """How the prediction at `path` is answered that ended with `error`."""
+        translated = translate(error, self._request_bytes_max)
+        if isinstance(translated, NoWorker):
+            translated = NoWorker(_no_worker_text(path))
+        return error_answer(translated)
+
     def _find(self, path: str) -> tuple[Dispatcher, str]:
         """The paths that the table does not hold literally: escapes, trailing slashes, a rest after the version."""
         segments = _segments(path)
         if not segments:
             raise NotFound(NOT_FOUND)
-        model = self._table.models.get(segments[0])
+        model = self.table.models.get(segments[0])
         if model is None:
             raise ModelNotFound(f"Model not found: {segments[0]}")
         version = segments[1] if len(segments) > 1 else model.default_version

@@ -1,0 +1,170 @@
+"""One connection of the inference listener: the short way for predictions, Sanic's for everything else.
+
+A request that arrives whole in one read, is a POST to a path the route table holds literally, and needs nothing of HTTP but its
+headers and a body of known length, is parsed by llhttp and answered from here: no coroutine, no request object, no router. It
+is what nearly every prediction looks like, and costs half of the other way. Whatever is unusual in any respect (in pieces,
+chunked, pipelined, a form, another method, malformed) is left to Sanic byte for byte, so there is one place for each rule.
+"""
+
+import asyncio
+from time import monotonic
+
+import httptools
+from sanic.http import Stage
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+from ringserve.protocol.errors import RingServeError
+from ringserve.protocol.request import Answer, InferRequest
+from ringserve.server.dispatch import Dispatcher
+from ringserve.server.forms import is_form
+from ringserve.server.wire import answer_bytes, error_answer, request_id
+
+START = b"POST /predictions/"
+
+
+class _Parsed:
+    """What llhttp found in one read."""
+
+    __slots__ = ("body", "complete", "headers", "more", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+        self.complete = False
+        self.more = False  # something follows the first request
+
+    def on_url(self, url: bytes) -> None:
+        self.more = self.complete
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, body: bytes) -> None:
+        self.body = self.body + body if self.body else body
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+# A request with one of these is not plain: its body, its connection or its next bytes mean something else.
+_NOT_PLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+
+
+class PredictionConnection(HttpProtocol):
+    """Sanic's HTTP protocol with a short way in front of it. `in_flight` is the prediction being answered that way."""
+
+    __slots__ = ("_inference", "_keep_alive", "_path", "_request_id", "in_flight")
+
+    def _setup(self) -> None:
+        super()._setup()  # type: ignore[no-untyped-call]
+        self._inference = self.app.ctx.inference
+        self.request_handler = self._inference.serve
+        self.in_flight: asyncio.Future[Answer] | None = None
+        self._keep_alive = True
+        self._path = ""
+        self._request_id = ""
+
+    # ---- what arrives
+
+    def data_received(self, data: bytes) -> None:
+        if self.in_flight is not None:
+            # The next request waits for this one's answer, in Sanic's buffer.
+            self.recv_buffer += data
+            if len(self.recv_buffer) >= self.app.config.REQUEST_BUFFER_SIZE and self.transport is not None:
+                self.transport.pause_reading()
+        elif not (data.startswith(START) and self._is_free() and self._took(data)):
+            super().data_received(data)
+
+    def _is_free(self) -> bool:
+        """Whether nothing is being received or sent on this connection."""
+        http = self.http
+        return http is not None and http.stage is Stage.IDLE and not self.recv_buffer and self._can_write.is_set()
+
+    def _took(self, data: bytes) -> bool:
+        """Answer the request if it is a plain prediction; false leaves it to Sanic."""
+        parsed = _Parsed()
+        parser = httptools.HttpRequestParser(parsed)
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return False
+        if not parsed.complete or parsed.more or parser.get_http_version() != "1.1":
+            return False
+        path = parsed.url.decode("latin-1")
+        found = self._inference.table.paths.get(path)
+        if found is None or len(parsed.body) > self.request_max_size:
+            return False
+        headers = dict(parsed.headers)
+        content_type = headers.get(b"content-type", b"").decode("latin-1")
+        if len(headers) != len(parsed.headers) or not _NOT_PLAIN.isdisjoint(headers) or is_form(content_type):
+            return False
+        sent_id = headers.get(b"x-request-id")
+        self._path = path
+        self._keep_alive = parser.should_keep_alive()
+        self._request_id = request_id(None if sent_id is None else sent_id.decode("latin-1"))
+        self._submit(found[0], content_type, headers, parsed.body)
+        return True
+
+    def _submit(self, dispatcher: Dispatcher, content_type: str, headers: dict[bytes, bytes], body: bytes) -> None:
+        seen = {} if dispatcher.typed else _readable(headers)
+        try:
+            future = dispatcher.submit(InferRequest(self._request_id, content_type, seen, body))
+        except RingServeError as error:
+            self._send(self._inference.refusal(error, self._path), keep_alive=False)
+            return
+        self.in_flight = future
+        future.add_done_callback(self._answered)
+
+    # ---- what leaves
+
+    def _answered(self, future: "asyncio.Future[Answer]") -> None:
+        self.in_flight = None
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            answer = future.result()
+            self._send(answer, keep_alive=self._keep_alive and self._http.keep_alive and answer.status < 400)
+        else:
+            self._send(self._inference.refusal(error, self._path), keep_alive=False)
+
+    def _send(self, answer: Answer, *, keep_alive: bool) -> None:
+        try:
+            data = answer_bytes(answer, self._request_id, keep_alive=keep_alive, head_only=False)
+        except RingServeError as error:
+            keep_alive = False
+            data = answer_bytes(error_answer(error), self._request_id, keep_alive=False, head_only=False)
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(data)
+        self._time = monotonic()
+        if not keep_alive:
+            self.close()
+        elif self.recv_buffer:
+            self._data_received.set()  # wakes Sanic's task
+
+    # ---- what Sanic asks of its connections
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.in_flight is not None:
+            self.in_flight.cancel()
+        super().connection_lost(exc)  # type: ignore[no-untyped-call]
+
+    def check_timeouts(self) -> None:
+        """A connection that waits for a model is not idle."""
+        if self.in_flight is not None:
+            self._time = monotonic()
+        super().check_timeouts()  # type: ignore[no-untyped-call]
+
+    def close_if_idle(self) -> bool:
+        return self.in_flight is None and super().close_if_idle()
+
+
+def _readable(headers: dict[bytes, bytes]) -> dict[str, str]:
+    """What a handler may see of the headers, and TorchServe's own two."""
+    seen = {name.decode("latin-1"): value.decode(errors="surrogateescape") for name, value in headers.items()}
+    seen["explain"], seen["url_path"] = "False", ""
+    return seen
