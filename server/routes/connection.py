@@ -102,7 +102,8 @@ class PredictionConnection(HttpProtocol):
             return False
         sent_id = headers.get(b"x-request-id")
         self._path = path
-        self._keep_alive = parser.should_keep_alive()
+        # By the header, as Sanic does: llhttp has forgotten it when the message is complete.
+        self._keep_alive = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         self._request_id = request_id(None if sent_id is None else sent_id.decode("latin-1"))
         self._submit(found[0], content_type, headers, parsed.body)
         return True

@@ -226,7 +226,10 @@ def handle(data, context):
         return None
     return ["alive"] * len(data)
 """
-    site = start(archive("short", source=short_lived))
+    site = start(archive("actor"))
+    archive("short", source=short_lived)
+    wanted = {"url": "short.mar", "initial_workers": 1, "synchronous": "false"}
+    assert site.manage("POST", "/models", **wanted).status_code == 202
     wait_until(lambda: len(retry_delays(site)) >= 3, 30, "three failed starts")
     assert retry_delays(site)[:3] == sorted(retry_delays(site)[:3])
     assert retry_delays(site)[2] > 2

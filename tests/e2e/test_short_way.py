@@ -173,6 +173,8 @@ def test_a_malformed_request_that_begins_like_a_plain_one_is_refused(loud: Serve
 
 def test_a_connection_says_close_when_the_client_asked_for_it(loud: ServerProcess) -> None:
     with _connect(loud) as sock, sock.makefile("rb") as reader:
+        sock.sendall(_post(b"hello"))
+        assert _read(reader)[1]["connection"] == "keep-alive"
         sock.sendall(_post(b"bye", more=b"Connection: close\r\n"))
         status, headers, body = _read(reader)
         assert (status, headers["connection"], body) == (200, "close", b"BYE")
