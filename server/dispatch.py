@@ -287,9 +287,9 @@ class Dispatcher:
 
     def _complete(self, state: LinkState) -> None:
         entry = state.link.completions.take()
-        overflow = state.link.receive_parcel() if entry.status == STATUS_OVERFLOW else None
         if not state.outstanding or state.outstanding[0].sequence != entry.sequence:
             raise ShmError(f"completion of batch {entry.sequence}, which is not the oldest outstanding one")
+        overflow = state.link.receive_parcel() if entry.status == STATUS_OVERFLOW else None
         batch = state.outstanding.popleft()
         state.since_ns = time.monotonic_ns()
         state.reported_stuck = False

@@ -13,7 +13,7 @@ from ringserve.shm.doorbell import Listener, Ringer, make_doorbell
 from ringserve.shm.layout import COMMANDS_AT, COMPLETIONS_AT, LINK_BYTES, LINK_MAGIC, check_header, write_header
 from ringserve.shm.ring import Consumer, Producer
 from ringserve.shm.segment import Segment
-from ringserve.shm.shm_errors import PeerGone
+from ringserve.shm.shm_errors import PeerGone, RingCorrupt
 
 # Descriptors of one end, in the order they travel: rings, doorbell to ring, doorbell to listen to, parcel socket.
 END_FDS = 4
@@ -54,18 +54,27 @@ class _LinkEnd:
         self.bell = Ringer(fds[1])
         self.listener = Listener(fds[2])
         self._parcels = socket.socket(fileno=fds[3])
+        # A parcel is there before it is announced: nobody ever waits for one, least of all for one that a broken peer owes.
+        self._parcels.setblocking(False)
         check_header(self.memory, LINK_MAGIC, 0)
 
     def send_parcel(self, parcel: Segment) -> None:
-        """Hand over a one-off segment, before the entry that needs it is announced. Raises `PeerGone`."""
+        """Hand over a one-off segment, before the entry that needs it is announced. Raises `PeerGone`; the socket holds more
+        parcels than the batches that may be outstanding."""
         try:
             socket.send_fds(self._parcels, [b"p"], [parcel.fd])
-        except (BrokenPipeError, ConnectionResetError):
-            raise PeerGone("the other end of the link is closed") from None
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError) as error:
+            raise PeerGone(f"the other end of the link takes no parcel: {error.strerror}") from None
 
     def receive_parcel(self) -> Segment:
-        """The next one-off segment in the order they were sent. Raises `PeerGone`."""
-        _, fds, _, _ = socket.recv_fds(self._parcels, 1, 1)
+        """The next one-off segment in the order they were sent. Raises `PeerGone`, or `RingCorrupt` when the other end lives
+        and owes it."""
+        try:
+            _, fds, _, _ = socket.recv_fds(self._parcels, 1, 1)
+        except BlockingIOError:
+            raise RingCorrupt("a parcel was announced and not sent") from None
+        except ConnectionResetError:
+            fds = []
         if not fds:
             raise PeerGone("a parcel was announced and none came")
         return Segment.attach(fds[0])

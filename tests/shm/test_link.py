@@ -12,7 +12,7 @@ from ringserve.shm.layout import RING_ENTRIES
 from ringserve.shm.link import END_FDS, FrontLink, WorkerLink, create_link
 from ringserve.shm.ring import Entry
 from ringserve.shm.segment import Segment
-from ringserve.shm.shm_errors import PeerGone
+from ringserve.shm.shm_errors import PeerGone, RingCorrupt
 
 Ends = tuple[FrontLink, WorkerLink]
 PATIENCE_MS = 30_000
@@ -71,6 +71,12 @@ def test_a_parcel_sent_before_the_end_still_arrives(ends: Ends) -> None:
     assert bytes(received.view) == b"last words"
     received.close()
     with pytest.raises(PeerGone, match="none came"):
+        front.receive_parcel()
+
+
+def test_a_parcel_that_was_announced_and_not_sent_is_not_waited_for(ends: Ends) -> None:
+    front, _ = ends
+    with pytest.raises(RingCorrupt, match="not sent"):
         front.receive_parcel()
 
 
