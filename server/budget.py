@@ -18,7 +18,7 @@ LANE_BYTES_TARGET = 32 << 20
 # One slab open, one being answered, and two in every worker's hands.
 SLABS_BESIDE_WORKERS = 4
 SLABS_MIN = SLABS_BESIDE_WORKERS + OUTSTANDING_MAX
-WORKERS_PLANNED_MIN = 4
+WORKERS_PLANNED_MIN = 2
 
 
 def cpu_count() -> int:

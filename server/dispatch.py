@@ -294,7 +294,10 @@ class Dispatcher:
         state.since_ns = time.monotonic_ns()
         state.reported_stuck = False
         try:
-            self.mismatched_replies += batch.deliver(self._render, overflow)
+            mismatched = batch.deliver(self._render, overflow)
+            if mismatched:
+                self.mismatched_replies += mismatched
+                logger.error("%d answers of worker %s belong to no request of its batch", mismatched, state.worker_id)
         except Exception as error:
             logger.exception("an answer of %s could not be delivered", self.label)
             batch.fail(Internal(f"The answer could not be read: {error}."))

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -71,7 +72,7 @@ class FrontEnd:
         # What exists now stays for good: the collector need not look at it again for every few thousand requests.
         gc.collect()
         gc.freeze()
-        self._channel.watch(self._obey, self._orphaned)
+        self._channel.watch(self._heard, self._orphaned)
         self._tell(FrontEndReady())
         await self._routed.wait()
         if self._draining is None:
@@ -87,6 +88,14 @@ class FrontEnd:
             pass  # its end is noticed by the watcher
         except ControlFull:
             logger.error("the supervisor reads nothing; not told: %r", message)
+
+    def _heard(self, message: object, fds: list[int]) -> None:
+        """Obey, or end: a front end that missed a message would be wrong from here on, a new one is told everything."""
+        try:
+            self._obey(message, fds)
+        except Exception:
+            logger.exception("%s cannot be obeyed", type(message).__name__)
+            os._exit(1)
 
     def _obey(self, message: object, fds: list[int]) -> None:
         dispatchers = self._table.dispatchers

@@ -96,7 +96,7 @@ class BytesPayload:
         REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
 
     def write_parcel(self, slab: Slab, row: int, row_id: int) -> Segment:
-        parcel = Segment.create(max(self.slab_bytes(), 1))
+        parcel = Segment.create_parcel(max(self.slab_bytes(), 1))
         body_at = self._copy(parcel.view, 0)
         line = (row_id, 0, 0, 0, len(self.head), body_at, self.body_bytes, parcel.size_bytes)
         REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)

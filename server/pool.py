@@ -101,10 +101,10 @@ class WorkerPool:
 
     def grow(self, count: int) -> None:
         """Add workers until `count` are wanted; returns at once."""
-        while len(self.slots) < count:
-            worker_id = self._hooks.next_worker_id()
-            slot = WorkerSlot(worker_id, f"W-{worker_id}-{self.version.name}_{self.version.version}")
-            self.slots.append(slot)
+        ids = [self._hooks.next_worker_id() for _ in range(count - len(self.slots))]
+        new = [WorkerSlot(each, f"W-{each}-{self.version.name}_{self.version.version}") for each in ids]
+        self.slots += new  # all of them first: each one's threads are its share among all
+        for slot in new:
             self._start(slot)
 
     async def shrink(self, count: int) -> None:

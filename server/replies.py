@@ -102,7 +102,7 @@ def write_replies(slab: Slab, replies: Sequence[Reply | RingServeError], respons
             room -= item.size
         else:
             overflow_bytes += item.size
-    overflow = Segment.create(overflow_bytes) if overflow_bytes else None
+    overflow = Segment.create_parcel(overflow_bytes) if overflow_bytes else None
     cursors = {True: 0, False: 0}
     for row, (item, fits) in enumerate(zip(placed, in_slab, strict=True)):
         memory = slab.bytes_out if fits or overflow is None else overflow.view

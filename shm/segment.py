@@ -4,6 +4,10 @@ A segment is created with `posix_ipc`, unlinked at once and known by its file de
 when every process is killed, and there is no name to guess. Where the mount is missing or too small (64 MB containers),
 `memfd_create` gives the same thing from the same memory. Pages are reserved at creation, so that too little memory is an
 `OutOfSharedMemory` here and never a SIGBUS later.
+
+Between creating and unlinking, a name exists for some microseconds, and a process killed right then leaves it behind. The
+supervisor, which makes lanes and links, is rarely killed and sweeps such names when it starts. Parcels are made all the time, by
+processes that are killed all the time (twenty kills under load left a name): they are `memfd`s, which never have one.
 """
 
 import contextlib
@@ -11,7 +15,7 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -40,15 +44,23 @@ class Segment:
     @classmethod
     def create(cls, size_bytes: int) -> Self:
         """A fresh segment of zeros. Raises `OutOfSharedMemory`."""
+        return cls._made((_named_and_unlinked, _memfd), size_bytes)
+
+    @classmethod
+    def create_parcel(cls, size_bytes: int) -> Self:
+        """A fresh one-off segment, never with a name. Raises `OutOfSharedMemory`."""
+        return cls._made((_memfd,), size_bytes)
+
+    @classmethod
+    def _made(cls, ways: Sequence[Callable[[], int]], size_bytes: int) -> Self:
         assert size_bytes > 0
-        fd = _reserved(_named_and_unlinked, size_bytes)
-        if fd is None:
-            fd = _reserved(_memfd, size_bytes)
-        if fd is None:
-            raise OutOfSharedMemory(
-                f"{size_bytes} bytes of shared memory were needed and neither /dev/shm nor memory has them"
-            )
-        return cls(fd, size_bytes)
+        for create in ways:
+            fd = _reserved(create, size_bytes)
+            if fd is not None:
+                return cls(fd, size_bytes)
+        raise OutOfSharedMemory(
+            f"{size_bytes} bytes of shared memory were needed and neither /dev/shm nor memory has them"
+        )
 
     @classmethod
     def attach(cls, fd: int) -> Self:

@@ -132,3 +132,18 @@ def test_sweeping_removes_only_names_of_dead_processes(tmp_path: Path) -> None:
 
 def test_sweeping_a_missing_mount_does_nothing(tmp_path: Path) -> None:
     assert sweep_names(tmp_path / "none") == []
+
+
+def test_a_parcel_never_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who makes parcels may be killed at any moment, also between making a name and removing it."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a name was made")
+
+    monkeypatch.setattr(posix_ipc, "SharedMemory", refused)
+    parcel = Segment.create_parcel(4096)
+    parcel.view[:5] = b"bytes"
+    other = Segment.attach(os.dup(parcel.fd))
+    assert bytes(other.view[:5]) == b"bytes"
+    other.close()
+    parcel.close()
