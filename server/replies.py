@@ -53,11 +53,14 @@ MESSAGE_CHARS_MAX = 8192
 # ---- worker
 
 
+_SUCCESS = np.array((200, 0), dtype="<u8")
+
+
 def write_typed_success(slab: Slab, rows: int) -> None:
     """The output arrays are the answer: echo the ids, say 200. Two array operations for the whole batch."""
     table = slab.table
     table[:rows, REPLY_ID] = table[:rows, ROW_ID]
-    table[:rows, REPLY_STATUS : REPLY_FLAGS + 1] = (200, 0)
+    table[:rows, REPLY_STATUS : REPLY_FLAGS + 1] = _SUCCESS
 
 
 class _Placed:

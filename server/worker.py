@@ -118,8 +118,10 @@ class Worker:
 
     def _execute_due(self) -> None:
         """One batch of each lane in turn, so that no front end waits behind another's second batch."""
-        while any(served.due for served in self._lanes.values()):
-            for fd, served in list(self._lanes.items()):
+        more = True
+        while more:
+            more = False
+            for fd, served in tuple(self._lanes.items()):
                 if not served.due:
                     continue
                 served.due -= 1
@@ -127,6 +129,8 @@ class Worker:
                     self._serve_one(served)
                 except PeerGone:
                     self._drop(fd)
+                    continue
+                more = more or served.due > 0
 
     def _serve_one(self, served: ServedLane) -> None:
         link = served.link
