@@ -17,7 +17,12 @@ FIXED_HEADERS = {
     "Expires": "Thu, 01 Jan 1970 00:00:00 UTC",
 }
 _FIXED = "".join(f"{name}: {value}\r\n" for name, value in FIXED_HEADERS.items()).encode()
-_JSON_START = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + _FIXED
+# How nearly every answer begins, by content type.
+_PLAIN_STARTS: dict[str | None, bytes] = {
+    kind: b"HTTP/1.1 200 OK\r\n" + (f"content-type: {kind}\r\n".encode() if kind else b"") + _FIXED
+    for kind in (None, "application/json", "text/plain; charset=utf-8", "application/octet-stream")
+}
+JOINED_BYTES_MAX = 16_384
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -57,17 +62,21 @@ def request_id(sent: str | None) -> str:
     return _next_uuid()
 
 
-def answer_bytes(answer: Answer, rid: str, *, keep_alive: bool, head_only: bool) -> bytes:
-    """The whole response. Raises `PredictionFailed` for a status or header that HTTP cannot carry."""
-    body = b"" if head_only else answer.body
+def answer_buffers(answer: Answer, rid: str, *, keep_alive: bool, head_only: bool) -> tuple[bytes, ...]:
+    """The whole response: one buffer, or head and body apart when joining them would cost more than a second buffer. Raises
+    `PredictionFailed` for a status or header that HTTP cannot carry."""
+    start = _PLAIN_STARTS.get(answer.content_type) if answer.status == 200 and answer.headers is None else None
+    if start is None or answer.phrase:
+        start = _status_and_headers(answer).encode("utf-8", "surrogateescape")
     connection = b"keep-alive" if keep_alive else b"close"
-    tail = (rid.encode("ascii"), len(answer.body), connection, body)
-    if answer.status == 200 and answer.headers is None and answer.content_type == "application/json":
-        return _JSON_START + b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n%b" % tail
-    start = _status_and_headers(answer).encode("utf-8", "surrogateescape")
     if answer.status in (204, 304):  # these never have a body
-        return start + b"x-request-id: %b\r\nconnection: %b\r\n\r\n" % (tail[0], connection)
-    return start + b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n%b" % tail
+        return (start + b"x-request-id: %b\r\nconnection: %b\r\n\r\n" % (rid.encode("ascii"), connection),)
+    body = answer.body
+    end = b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n"
+    head = start + end % (rid.encode("ascii"), len(body), connection)
+    if head_only:
+        return (head,)
+    return (head + body,) if len(body) < JOINED_BYTES_MAX else (head, body)
 
 
 def _status_and_headers(answer: Answer) -> str:

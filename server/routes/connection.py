@@ -17,7 +17,7 @@ from ringserve.protocol.errors import RingServeError
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
-from ringserve.server.wire import answer_bytes, error_answer, request_id
+from ringserve.server.wire import answer_buffers, error_answer, request_id
 
 START = b"POST /predictions/"
 
@@ -133,14 +133,14 @@ class PredictionConnection(HttpProtocol):
 
     def _send(self, answer: Answer, *, keep_alive: bool) -> None:
         try:
-            data = answer_bytes(answer, self._request_id, keep_alive=keep_alive, head_only=False)
+            buffers = answer_buffers(answer, self._request_id, keep_alive=keep_alive, head_only=False)
         except RingServeError as error:
             keep_alive = False
-            data = answer_bytes(error_answer(error), self._request_id, keep_alive=False, head_only=False)
+            buffers = answer_buffers(error_answer(error), self._request_id, keep_alive=False, head_only=False)
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        transport.write(data)
+        transport.writelines(buffers)
         self._time = monotonic()
         if not keep_alive:
             self.close()

@@ -20,7 +20,7 @@ from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, ma
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form, parse_form
 from ringserve.server.routing import RouteTable
-from ringserve.server.wire import answer_bytes, error_answer, request_id
+from ringserve.server.wire import answer_buffers, error_answer, request_id
 
 PREFIX = "/predictions/"
 NO_WORKER = (
@@ -65,18 +65,18 @@ class Inference:
             seen = {} if dispatcher.typed else _headers_of(request, rest)
             answer = await dispatcher.submit(InferRequest(rid, content_type, seen, body, parts))
             keep_alive = stream.keep_alive and answer.status < 400
-            data = answer_bytes(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
+            buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
         except (RingServeError, SanicException) as error:
             keep_alive = False
             refusal = self.refusal(error, request.path)
-            data = answer_bytes(refusal, rid, keep_alive=False, head_only=stream.head_only)
+            buffers = answer_buffers(refusal, rid, keep_alive=False, head_only=stream.head_only)
         protocol = stream.protocol
         if not protocol._can_write.is_set():
             await protocol._can_write.wait()
         transport = protocol.transport
         gone = transport is None or transport.is_closing()
         if not gone:
-            transport.write(data)
+            transport.writelines(buffers)
             protocol._time = monotonic()  # the idle clock of the connection starts now
         stream.keep_alive = keep_alive and not gone
         stream.response_func = None

@@ -10,14 +10,23 @@ from hypothesis import strategies as st
 
 from ringserve.protocol.errors import ModelNotFound, PredictionFailed, WorkerLost
 from ringserve.protocol.request import Answer
-from ringserve.server.wire import FIXED_HEADERS, answer_bytes, error_answer, error_body, json_text, request_id
+from ringserve.server.wire import (
+    FIXED_HEADERS,
+    JOINED_BYTES_MAX,
+    answer_buffers,
+    error_answer,
+    error_body,
+    json_text,
+    request_id,
+)
 
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
 def answered(answer: Answer, *, keep_alive: bool = True, head_only: bool = False) -> tuple[str, dict[str, str], bytes]:
     """Status line, headers by lower-case name, body."""
-    head, _, body = answer_bytes(answer, "the-id", keep_alive=keep_alive, head_only=head_only).partition(b"\r\n\r\n")
+    data = b"".join(answer_buffers(answer, "the-id", keep_alive=keep_alive, head_only=head_only))
+    head, _, body = data.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     pairs = [line.split(": ", 1) for line in lines]
     assert len({name.lower() for name, _ in pairs}) == len(pairs), f"a header was sent twice: {lines}"
@@ -103,19 +112,19 @@ def test_a_handler_cannot_say_what_the_server_says_itself(name: str) -> None:
 )
 def test_a_header_that_http_cannot_carry_is_refused_by_name(headers: Mapping[str, str]) -> None:
     with pytest.raises(PredictionFailed, match=r"The handler set the response header '.*', which HTTP cannot carry"):
-        answer_bytes(Answer(b"", None, 200, "", headers), "id", keep_alive=True, head_only=False)
+        answer_buffers(Answer(b"", None, 200, "", headers), "id", keep_alive=True, head_only=False)
 
 
 @pytest.mark.parametrize("phrase", ["OK\r\nset-cookie: a", "\x7f", "\ud800"])
 def test_a_phrase_with_control_characters_is_refused(phrase: str) -> None:
     with pytest.raises(PredictionFailed, match="status phrase"):
-        answer_bytes(Answer(b"", None, 200, phrase), "id", keep_alive=True, head_only=False)
+        answer_buffers(Answer(b"", None, 200, phrase), "id", keep_alive=True, head_only=False)
 
 
 @pytest.mark.parametrize("status", [-1, 0, 101, 199, 1000])
 def test_a_status_that_is_no_final_answer_is_refused(status: int) -> None:
     with pytest.raises(PredictionFailed, match=f"The handler set status {status}: expected a number from 200 to 999"):
-        answer_bytes(Answer(b"", None, status), "id", keep_alive=True, head_only=False)
+        answer_buffers(Answer(b"", None, status), "id", keep_alive=True, head_only=False)
 
 
 texts = st.text(st.characters() | st.sampled_from("\r\n\0: "), max_size=8)
@@ -125,7 +134,7 @@ texts = st.text(st.characters() | st.sampled_from("\r\n\0: "), max_size=8)
 def test_no_header_and_no_phrase_adds_a_line(headers: dict[str, str], phrase: str) -> None:
     answer = Answer(b"", None, 200, phrase, headers)
     try:
-        data = answer_bytes(answer, "id", keep_alive=True, head_only=False)
+        data = b"".join(answer_buffers(answer, "id", keep_alive=True, head_only=False))
     except PredictionFailed:
         return
     dropped = {"content-length", "transfer-encoding", "connection", "x-request-id"}
@@ -166,3 +175,11 @@ def test_an_error_is_sent_with_its_own_status() -> None:
 
 def test_the_servers_json_is_indented_and_ends_its_line() -> None:
     assert json_text({"a": [1]}) == b'{\n  "a": [\n    1\n  ]\n}\n'
+
+
+def test_a_large_body_is_not_copied_behind_its_head() -> None:
+    small, large = bytes(JOINED_BYTES_MAX - 1), bytes(JOINED_BYTES_MAX)
+    assert len(answer_buffers(Answer(small), "id", keep_alive=True, head_only=False)) == 1
+    head, body = answer_buffers(Answer(large), "id", keep_alive=True, head_only=False)
+    assert body is large
+    assert head.endswith(b"\r\n\r\n")
