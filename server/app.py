@@ -34,6 +34,9 @@ HEAD_NOT_PARSED = "NONE"  # the method of the request that Sanic makes up when i
 REQUEST_S_MAX = 120
 IDLE_S_MAX = 120
 RESPONSE_S_MAX = 10**9
+# How much of a body may wait to be taken before reading pauses: what one read of the event loop brings. With Sanic's 64 KiB a
+# 602 KB echo on one connection made 720 requests/s instead of 1 040.
+BUFFER_BYTES = 256 << 10
 # A connection without a request for this long may be closed without breaking one that is on its way.
 UNUSED_S_MIN = 0.1
 BACKLOG = 1024
@@ -125,6 +128,7 @@ def make_app(name: str, request_bytes_max: int) -> App:
     errors = TorchServeErrors(request_bytes_max)
     app: App = Sanic(name, configure_logging=False, error_handler=errors, request_class=SizedRequest)
     app.config.ACCESS_LOG = False
+    app.config.REQUEST_BUFFER_SIZE = BUFFER_BYTES
     app.config.REQUEST_MAX_SIZE = request_bytes_max
     app.config.REQUEST_TIMEOUT = REQUEST_S_MAX
     app.config.KEEP_ALIVE_TIMEOUT = IDLE_S_MAX
