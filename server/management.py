@@ -6,12 +6,9 @@ Registration is a transaction: a synchronous one that fails leaves nothing behin
 import asyncio
 import itertools
 import logging
-import time
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
-
-import psutil
 
 from ringserve.protocol.errors import (
     BadRequest,
@@ -26,6 +23,7 @@ from ringserve.protocol.tensor import Signature
 from ringserve.server.app import METHOD_NOT_ALLOWED
 from ringserve.server.budget import cpu_count
 from ringserve.server.control import LoadModel, ModelRoute, VersionRoute
+from ringserve.server.description import describe_version, unsupported_keys
 from ringserve.server.fleet import Fleet
 from ringserve.server.pool import PoolHooks, WorkerPool, WorkerSlot
 from ringserve.server.registry import ModelVersion, Registry, ServingOptions
@@ -121,6 +119,11 @@ class Management:
         low, high = config.worker_range or self._workers_asked(wanted)
         if high > WORKERS_MAX:
             raise BadRequest(f"workers: expected at most {WORKERS_MAX}, got {high}")
+        ignored = unsupported_keys(config)
+        if ignored:
+            logger.warning(
+                "%s: this version does not do what model-config.yaml asks for by: %s", name, ", ".join(ignored)
+            )
         options = ServingOptions(
             batch_size=batch_size,
             batch_wait_ms=_first(wanted.max_batch_delay_ms, config.max_batch_delay_ms, 100),
@@ -342,37 +345,9 @@ class Management:
         return [await self._describe(self.registry.find(name, version))]
 
     async def _describe(self, version: ModelVersion) -> dict[str, object]:
-        options, config, manifest = version.options, version.unpacked.config, version.unpacked.manifest
         waiting = await self.fleet.queue_depth(version.key) if self.fleet is not None else 0
         slots = self._pools[version.key].slots if version.key in self._pools else []
-        return {
-            "modelName": version.name,
-            "modelVersion": version.version,
-            "modelUrl": version.url,
-            "runtime": manifest.runtime,
-            "minWorkers": version.min_workers,
-            "maxWorkers": version.max_workers,
-            "batchSize": options.batch_size,
-            "maxBatchDelay": options.batch_wait_ms,
-            "responseTimeout": options.response_timeout_s,
-            "startupTimeout": options.startup_timeout_s,
-            "maxRetryTimeoutInSec": config.max_retry_timeout_s,
-            "clientTimeoutInMills": config.client_timeout_ms,
-            "parallelType": "",
-            "parallelLevel": 0,
-            "deviceType": "cpu",
-            "continuousBatching": False,
-            "useJobTicket": False,
-            "useVenv": False,
-            "stateful": False,
-            "sequenceMaxIdleMSec": 0,
-            "sequenceTimeoutMSec": 0,
-            "maxNumSequence": 0,
-            "maxSequenceJobQueueSize": 0,
-            "loadedAtStartup": options.loaded_at_startup,
-            "workers": [_describe_worker(slot) for slot in slots],
-            "jobQueueStatus": {"remainingCapacity": options.queue_size - waiting, "pendingRequests": waiting},
-        }
+        return describe_version(version, slots, waiting)
 
     def list_models(self, limit: int, offset: int) -> dict[str, object]:
         """Default versions sorted by name; `nextPageToken` by TorchServe's rule."""
@@ -388,24 +363,3 @@ class Management:
 
 def _first(*values: int | None) -> int:
     return next(value for value in values if value is not None)
-
-
-def _describe_worker(slot: WorkerSlot) -> dict[str, object]:
-    pid = slot.child.pid if slot.child is not None else -1
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(slot.started_s))
-    return {
-        "id": slot.worker_id,
-        "startTime": f"{moment}.{int(slot.started_s * 1000) % 1000:03d}Z",  # local time with a Z, as TorchServe writes it
-        "status": "READY" if slot.ready else "UNLOADING",
-        "memoryUsage": _rss_bytes(pid),
-        "pid": pid,
-        "gpu": False,
-        "gpuUsage": "N/A",
-    }
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss) if pid > 0 else 0
-    except psutil.Error:
-        return 0

@@ -127,7 +127,8 @@ class PredictionConnection(HttpProtocol):
         error = future.exception()
         if error is None:
             answer = future.result()
-            self._send(answer, keep_alive=self._keep_alive and self._http.keep_alive and answer.status < 400)
+            wanted = self._keep_alive and self._http is not None and self._http.keep_alive
+            self._send(answer, keep_alive=wanted and answer.status < 400)
         else:
             self._send(self._inference.refusal(error, self._path), keep_alive=False)
 
