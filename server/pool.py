@@ -24,6 +24,7 @@ STOP_S_MAX = 30.0
 CAUSE_LINES = 12
 # A process that took a batch or lived this long is replaced at once when it dies; any other death is a failed start.
 PROVEN_S = 30.0
+KILLED_S = 0.25
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -211,6 +212,11 @@ class WorkerPool:
             slot.failures = 0
             self._hooks.on_change()
             self._start(slot)
+            return
+        if child.exit_code == -signal.SIGKILL and status != 507 and slot.load_error is None:
+            # Somebody killed it, neither we nor the kernel: that says nothing about the model.
+            self._hooks.on_change()
+            slot.clock = asyncio.get_running_loop().call_later(KILLED_S, self._start, slot)
             return
         when = "before it had anything to do" if slot.loaded else "while loading"
         error = slot.load_error or self._start_failed(f"The worker {ended} {when}.", status=status)

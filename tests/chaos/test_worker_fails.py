@@ -237,3 +237,27 @@ def handle(data, context):
     assert refused.status_code == 503
     assert refused.json()["type"] == "ServiceUnavailableException"
     assert "exited with code 9 before it had anything to do" in site.server.log
+
+
+def test_a_worker_killed_again_and_again_while_it_loads_is_back_as_soon_as_it_is_let(
+    archive: Callable[..., Path], start: "Callable[..., Site]"
+) -> None:
+    """A kill from outside is no failure of the model: no growing distances, no giving up."""
+    slow_to_load = """
+import time
+def handle(data, context):
+    if data is None:
+        print("loading", flush=True)
+        time.sleep(0.5)
+        return None
+    return ["loaded"] * len(data)
+"""
+    site = start(archive("slow", source=slow_to_load))
+    for kills in range(8):
+        loadings = site.server.log.count(" loading")
+        os.kill(site.server.workers()[0], signal.SIGKILL)
+        wait_until(lambda seen=loadings: site.server.log.count(" loading") > seen, 10, f"start {kills + 1}")  # type: ignore[misc]
+    begun = time.monotonic()
+    assert site.predict("slow", "").text == "loaded"
+    assert time.monotonic() - begun < 5
+    assert retry_delays(site) == []
