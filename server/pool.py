@@ -53,6 +53,11 @@ class WorkerSlot:
         """Whether requests may wait for it."""
         return self.wanted and (self.ready or self.failures < FAILURES_TOLERATED)
 
+    @property
+    def has_loaded(self) -> bool:
+        """Whether the first process of this worker came as far as serving."""
+        return self.settled.done() and self.settled.exception() is None
+
     def settle(self, error: RingServeError | None) -> None:
         """Tell who waits for the first outcome of this worker."""
         if self.settled.done():
@@ -213,8 +218,8 @@ class WorkerPool:
             self._hooks.on_change()
             self._start(slot)
             return
-        if child.exit_code == -signal.SIGKILL and status != 507 and slot.load_error is None:
-            # Somebody killed it, neither we nor the kernel: that says nothing about the model.
+        if child.exit_code == -signal.SIGKILL and status != 507 and slot.load_error is None and slot.has_loaded:
+            # Somebody killed it, neither we nor the kernel: that says nothing about a model that has loaded before.
             self._hooks.on_change()
             slot.clock = asyncio.get_running_loop().call_later(KILLED_S, self._start, slot)
             return

@@ -4,6 +4,7 @@ Values that are not numbers count as not given, as in TorchServe; parameters com
 """
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from sanic.request import Request
 from ringserve.protocol.errors import BadRequest
 from ringserve.server.app import App, json_response, make_app
 from ringserve.server.management import Management, Registration
+
+logger = logging.getLogger("ringserve.management")
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 T = TypeVar("T")
@@ -55,8 +58,19 @@ class Parameters:
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """A client that hangs up does not undo what it asked for."""
-    return await asyncio.shield(asyncio.ensure_future(work))
+    """A client that hangs up does not undo what it asked for; then the log is told how it ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_outcome)
+        raise
+
+
+def _log_outcome(task: "asyncio.Task[T]") -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("what a client asked for before it hung up failed: %s", error)
 
 
 class ManagementRoutes:

@@ -242,3 +242,24 @@ while not pathlib.Path({str(gate)!r}).exists() and time.monotonic() < end:
     gate.touch()
     wait_until(lambda: client.get("/predictions/broken").text == "ok", 10, "the model serves")
     assert management.delete("/models/broken").status_code == 200
+
+
+def test_a_registration_that_fails_after_its_client_hung_up_is_told_to_the_log_and_taken_back(
+    server: ServerProcess, management: httpx.Client, broken: Path, tmp_path: Path
+) -> None:
+    gate, started = tmp_path / "open", tmp_path / "started"
+    source = f"""
+import pathlib, time
+pathlib.Path({str(started)!r}).touch()
+end = time.monotonic() + 20
+while not pathlib.Path({str(gate)!r}).exists() and time.monotonic() < end:
+    time.sleep(0.005)
+raise ValueError("too late to tell")
+"""
+    write_zip(broken, {"h.py": source + HANDLER})
+    with pytest.raises(httpx.ReadTimeout):
+        management.post("/models", params={"url": "broken.mar", "initial_workers": 1}, timeout=1.0)
+    wait_until(started.exists, 10, "the worker loads")
+    gate.touch()
+    wait_until(lambda: "before it hung up failed: Failed to start workers" in server.log, 10, "the log says so")
+    assert management.get("/models/broken").status_code == 404
