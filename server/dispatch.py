@@ -27,6 +27,9 @@ from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, ShmError
 
 logger = logging.getLogger("ringserve.dispatch")
 
+# How soon the supervisor says that a worker whose link closed has ended.
+GONE_S_MAX = 1.0
+
 
 class Dispatcher:
     """`capacity` is `job_queue_size`: how many requests may wait for a worker."""
@@ -273,6 +276,7 @@ class Dispatcher:
                 self._complete(state)
         except PeerGone:
             self._silence(state)
+            self._loop.call_later(GONE_S_MAX, self._doubt, state)
         except ShmError as error:
             # A worker that breaks its ring cannot be believed any more: its death will answer what it holds.
             logger.error("worker %s of %s: %s", state.worker_id, self.label, error)
@@ -284,6 +288,11 @@ class Dispatcher:
         self._refill()
         self._pump()
         self._notice_idle()
+
+    def _doubt(self, state: LinkState) -> None:
+        """A link that closed while its process lives: nothing will ever be answered through it."""
+        if self._links.get(state.worker_id) is state:
+            self.on_stuck(state.worker_id)
 
     def _complete(self, state: LinkState) -> None:
         entry = state.link.completions.take()

@@ -183,7 +183,8 @@ class Fleet:
             except TimeoutError:
                 return None
             finally:
-                del self._waiters[key]
+                if self._waiters.get(key) is waiter:
+                    del self._waiters[key]
 
         return outcome()
 

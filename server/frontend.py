@@ -99,6 +99,10 @@ class FrontEnd:
 
     def _obey(self, message: object, fds: list[int]) -> None:
         dispatchers = self._table.dispatchers
+        if isinstance(message, OpenLane | AttachWorker) and message.key not in dispatchers:
+            for fd in fds:  # the version has left meanwhile, and its workers with it
+                os.close(fd)
+            return
         match message:
             case Routes():
                 self._table.apply(message, self._watch_version)

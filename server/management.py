@@ -67,6 +67,7 @@ class Management:
         self._worker_ids = itertools.count(FIRST_WORKER_ID)
         self._server_version = package_version("ringserve")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._removals: dict[int, asyncio.Task[bool]] = {}
 
     # ---- register
 
@@ -168,6 +169,7 @@ class Management:
 
     def _pool_hooks(self, version: ModelVersion) -> PoolHooks:
         def on_ready(slot: WorkerSlot, signature: Signature) -> None:
+            self._check_registered(version)
             if version.signature is None:
                 version.signature = signature
             elif version.signature != signature:
@@ -263,12 +265,20 @@ class Management:
         return f'Model "{name}" unregistered'
 
     async def _remove(self, version: ModelVersion) -> bool:
-        """Out of the routes, requests answered, workers stopped, files gone; whether all that ended in time."""
+        """Out of the routes, requests answered, workers stopped, files gone; whether all that ended in time. It happens once,
+        also when an unregistration meets a registration that is being taken back."""
+        removal = self._removals.get(version.key)
+        if removal is None:
+            removal = self._removals[version.key] = asyncio.ensure_future(self._take_out(version))
+            removal.add_done_callback(lambda _: self._removals.pop(version.key))
+        return await asyncio.shield(removal)
+
+    async def _take_out(self, version: ModelVersion) -> bool:
         self.registry.remove(version)
         await self._publish()
         answered = True
         pool = self._pools.get(version.key)
-        if pool is None:  # unregistered while its registration was being taken back, or the other way round
+        if pool is None:  # it was taken out before
             return answered
         if self.fleet is not None:
             pool.give_up_starting()
@@ -319,7 +329,7 @@ class Management:
 
     def ready_workers(self) -> Iterable[tuple[ModelVersion, WorkerSlot]]:
         for pool in self._pools.values():
-            for slot in pool.slots:
+            for slot in pool.slots if self.registry.holds(pool.version) else ():
                 if slot.ready:
                     yield pool.version, slot
 

@@ -31,6 +31,7 @@ from ringserve.shm.layout import (
 from ringserve.shm.segment import Segment
 
 Buffer = bytes | memoryview
+KIND_LISTS_MAX = 8
 
 
 class Payload(Protocol):
@@ -225,9 +226,12 @@ def _misfit(found: np.ndarray, target: np.dtype) -> str | None:
 
 
 def _kind(value: object) -> str:
-    if isinstance(value, list):
-        return f"a list of {_kind(value[0])}" if value else "an empty list"
+    """What a JSON value is, in words; of lists deeper than anybody means, only the outer ones are told."""
+    lists = 0
+    while isinstance(value, list) and value and lists < KIND_LISTS_MAX:
+        value, lists = value[0], lists + 1
     names = {
+        list: "lists" if value else "an empty list",
         dict: "an object",
         str: "a string",
         int: "a number",
@@ -235,7 +239,7 @@ def _kind(value: object) -> str:
         bool: "a boolean",
         type(None): "null",
     }
-    return names.get(type(value), type(value).__name__)
+    return "a list of " * lists + names.get(type(value), type(value).__name__)
 
 
 def read_requests(slab: Slab, rows: int, receive_parcel: Callable[[], Segment]) -> tuple[list[Request], list[Segment]]:

@@ -93,6 +93,7 @@ class WorkerPool:
     def __init__(self, version: ModelVersion, load: LoadModel, hooks: PoolHooks) -> None:
         self.version = version
         self.slots: list[WorkerSlot] = []
+        self._leaving: list[WorkerSlot] = []  # stopping, after their last batches
         self._load = load
         self._hooks = hooks
         self._oom_kills = oom_kills()
@@ -118,8 +119,12 @@ class WorkerPool:
         leaving, self.slots = self.slots[count:], self.slots[:count]
         for slot in leaving:
             slot.wanted = False
+        self._leaving += leaving
         self._hooks.on_change()
-        await asyncio.gather(*(self._stop(slot) for slot in leaving))
+        try:
+            await asyncio.gather(*(self._stop(slot) for slot in leaving))
+        finally:
+            self._leaving = [slot for slot in self._leaving if slot not in leaving]
 
     def give_up_starting(self) -> None:
         """End the workers that have not loaded yet; nobody waits for them any more."""
@@ -136,8 +141,8 @@ class WorkerPool:
 
     def kill(self, worker_id: str, why: str) -> None:
         """End a worker that cannot be trusted any more; it is restarted like any that dies."""
-        for slot in self.slots:
-            if slot.worker_id == worker_id and slot.child is not None:
+        for slot in (*self.slots, *self._leaving):
+            if slot.worker_id == worker_id and slot.child is not None and slot.child.exit_code is None:
                 logger.error("%s is killed: %s", slot.label, why)
                 slot.child.kill()
 

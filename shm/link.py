@@ -70,13 +70,16 @@ class _LinkEnd:
         """The next one-off segment in the order they were sent. Raises `PeerGone`, or `RingCorrupt` when the other end lives
         and owes it."""
         try:
-            _, fds, _, _ = socket.recv_fds(self._parcels, 1, 1)
+            data, fds, _, _ = socket.recv_fds(self._parcels, 1, 1)
         except BlockingIOError:
             raise RingCorrupt("a parcel was announced and not sent") from None
         except ConnectionResetError:
-            fds = []
-        if not fds:
+            data, fds = b"", []
+        if not data:
             raise PeerGone("a parcel was announced and none came")
+        if not fds:
+            # The kernel drops a descriptor for which this process has no room left.
+            raise RingCorrupt("a parcel came without its descriptor: this process has too many files open")
         return Segment.attach(fds[0])
 
     def close(self) -> None:

@@ -13,11 +13,10 @@ import httptools
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-from ringserve.protocol.errors import RingServeError
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
-from ringserve.server.wire import answer_buffers, error_answer, request_id
+from ringserve.server.wire import answer_buffers, request_id
 
 START = b"POST /predictions/"
 
@@ -34,8 +33,10 @@ class _Parsed:
         self.complete = False
         self.more = False  # something follows the first request
 
-    def on_url(self, url: bytes) -> None:
+    def on_message_begin(self) -> None:
         self.more = self.complete
+
+    def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -78,9 +79,12 @@ class PredictionConnection(HttpProtocol):
             super().data_received(data)
 
     def _is_free(self) -> bool:
-        """Whether nothing is being received or sent on this connection."""
+        """Whether nothing is being received or sent on this connection: the next byte begins a request. After a refusal
+        Sanic's task is idle and still takes the rest of that request's body, which must never be read as a request."""
         http = self.http
-        return http is not None and http.stage is Stage.IDLE and not self.recv_buffer and self._can_write.is_set()
+        if http is None or http.stage is not Stage.IDLE or http.request_body or not http.keep_alive:
+            return False
+        return not self.recv_buffer and self._can_write.is_set()
 
     def _took(self, data: bytes) -> bool:
         """Answer the request if it is a plain prediction; false leaves it to Sanic."""
@@ -112,7 +116,7 @@ class PredictionConnection(HttpProtocol):
         seen = {} if dispatcher.typed else _readable(headers)
         try:
             future = dispatcher.submit(InferRequest(self._request_id, content_type, seen, body))
-        except RingServeError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client gets an answer
             self._send(self._inference.refusal(error, self._path), keep_alive=False)
             return
         self.in_flight = future
@@ -135,9 +139,11 @@ class PredictionConnection(HttpProtocol):
     def _send(self, answer: Answer, *, keep_alive: bool) -> None:
         try:
             buffers = answer_buffers(answer, self._request_id, keep_alive=keep_alive, head_only=False)
-        except RingServeError as error:
+        except Exception as error:  # noqa: BLE001 - as above
             keep_alive = False
-            buffers = answer_buffers(error_answer(error), self._request_id, keep_alive=False, head_only=False)
+            buffers = answer_buffers(
+                self._inference.refusal(error, self._path), self._request_id, keep_alive=False, head_only=False
+            )
         transport = self.transport
         if transport is None or transport.is_closing():
             return

@@ -68,6 +68,9 @@ class Inference:
             buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
         except (RingServeError, SanicException) as error:
             keep_alive = False
+            if stream.expecting_continue:
+                # The client still waits to be asked for its body, and the answer is that nobody wants it.
+                stream.expecting_continue, stream.request_body = False, None
             refusal = self.refusal(error, request.path)
             buffers = answer_buffers(refusal, rid, keep_alive=False, head_only=stream.head_only)
         protocol = stream.protocol

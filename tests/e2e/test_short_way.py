@@ -179,3 +179,40 @@ def test_a_connection_says_close_when_the_client_asked_for_it(loud: ServerProces
         status, headers, body = _read(reader)
         assert (status, headers["connection"], body) == (200, "close", b"BYE")
         assert reader.read() == b""
+
+
+def test_the_body_of_a_refused_request_is_never_read_as_a_request(loud: ServerProcess, tmp_path: Path) -> None:
+    """The refusal comes before the body; what follows is that body, whatever it looks like."""
+    touched = tmp_path / "touched"
+    smuggled = _post(b"hold %b" % str(touched).encode())
+    for target in (b"/predictions/nobody", b"/nothing"):
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (target, len(smuggled))
+        with _connect(loud) as sock, sock.makefile("rb") as reader:
+            sock.sendall(_post(b"first"))
+            assert _read(reader)[2] == b"FIRST"
+            sock.sendall(head)
+            status, headers, _ = _read(reader)
+            assert (status, headers["connection"]) == (404, "close")
+            sock.sendall(smuggled)
+            assert reader.read() == b""
+    assert not touched.exists()
+
+
+def test_a_client_that_waits_to_continue_is_refused_and_never_asked_for_its_body(loud: ServerProcess) -> None:
+    with _connect(loud) as sock, sock.makefile("rb") as reader:
+        head = b"POST /predictions/nobody HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+        sock.sendall(head)
+        assert _read(reader)[0] == 404
+        assert reader.read() == b""
+
+
+@pytest.mark.parametrize("follower", [_post(b"second"), b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["POST", "GET"])
+def test_a_request_cut_anywhere_behind_a_whole_one_is_answered(loud: ServerProcess, follower: bytes) -> None:
+    with _connect(loud) as sock, sock.makefile("rb") as reader:
+        sock.sendall(_post(b"zero"))
+        assert _read(reader)[2] == b"ZERO"
+        for cut in range(1, len(follower)):
+            sock.sendall(_post(b"first") + follower[:cut])
+            assert _read(reader)[2] == b"FIRST", cut
+            sock.sendall(follower[cut:])
+            assert _read(reader)[0] == 200, cut
