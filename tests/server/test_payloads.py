@@ -246,7 +246,7 @@ def test_any_json_is_a_row_or_a_refusal(dtype: str, shape: tuple[int, ...], valu
 
 @pytest.mark.parametrize("depth", [1, 9, 500])
 def test_lists_in_lists_in_lists_are_refused_in_a_short_sentence(depth: int) -> None:
-    encoder = TypedEncoder(Signature((spec_of("int8", 1), TensorSpec("y", "int8", (1,)))))
+    encoder = TypedEncoder(Signature((TensorSpec("x", "int8", (1,)), TensorSpec("y", "int8", (1,)))))
     body = b"[" * depth + b"]" * depth
     with pytest.raises(BadRequest, match=r"expected a JSON object with the inputs x, y, got") as refused:
         encoder.encode(InferRequest("id", "application/json", {}, body))
