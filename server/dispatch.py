@@ -54,6 +54,7 @@ class Dispatcher:
         self._encoder: TypedEncoder | BytesEncoder | None = None
         self._render: Renderer | None = None
         self._row_id = 0
+        self._last_link = 0
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._on_idle: Callable[[], None] | None = None
@@ -110,7 +111,8 @@ class Dispatcher:
         self._refill()
 
     def attach(self, worker_id: str, link: FrontLink) -> None:
-        state = LinkState(worker_id, link)
+        self._last_link += 1
+        state = LinkState(worker_id, link, self._last_link)
         assert worker_id not in self._links
         self._links[worker_id] = state
         self._loop.add_reader(link.listener.fd, self._on_bell, state)
@@ -276,7 +278,7 @@ class Dispatcher:
                 self._complete(state)
         except PeerGone:
             self._silence(state)
-            self._loop.call_later(GONE_S_MAX, self._doubt, state)
+            self._loop.call_later(GONE_S_MAX, self._doubt, state.worker_id, state.number)
         except ShmError as error:
             # A worker that breaks its ring cannot be believed any more: its death will answer what it holds.
             logger.error("worker %s of %s: %s", state.worker_id, self.label, error)
@@ -289,10 +291,12 @@ class Dispatcher:
         self._pump()
         self._notice_idle()
 
-    def _doubt(self, state: LinkState) -> None:
-        """A link that closed while its process lives: nothing will ever be answered through it."""
-        if self._links.get(state.worker_id) is state:
-            self.on_stuck(state.worker_id)
+    def _doubt(self, worker_id: str, number: int) -> None:
+        """A link that closed while its process lives: nothing will ever be answered through it. Known by its number, for a
+        clock that held the link would keep its memory and descriptors."""
+        state = self._links.get(worker_id)
+        if state is not None and state.number == number:
+            self.on_stuck(worker_id)
 
     def _complete(self, state: LinkState) -> None:
         entry = state.link.completions.take()

@@ -110,6 +110,7 @@ class LinkState:
         "alive",
         "believed",
         "link",
+        "number",
         "on_detached",
         "outstanding",
         "pushed",
@@ -118,8 +119,9 @@ class LinkState:
         "worker_id",
     )
 
-    def __init__(self, worker_id: str, link: FrontLink) -> None:
+    def __init__(self, worker_id: str, link: FrontLink, number: int) -> None:
         self.worker_id = worker_id
+        self.number = number  # tells the links of one worker id, over its restarts, apart
         self.link = link
         self.outstanding: deque[SlabBatch] = deque()
         self.pushed = 0

@@ -258,3 +258,25 @@ def test_a_parcel_whose_worker_died_is_sent_again(play: Play, outcome_of: Outcom
         assert outcome_of(future) == b"answer to " + b"x" * 10_000
 
     play(scenario)
+
+
+def test_a_link_that_closes_while_its_process_lives_is_reported_as_stuck(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing will be answered through it, and nobody would ever say that the worker ended."""
+    monkeypatch.setattr("ringserve.server.dispatch.GONE_S_MAX", 0.0)
+
+    async def scenario(stage: "Stage") -> None:
+        stuck: list[str] = []
+        stage.dispatcher.on_stuck = stuck.append
+        worker, replaced = stage.attach(), stage.attach()
+        for each in (worker, replaced):
+            each.die()
+            del stage.workers[each.worker_id]
+        stage.dispatcher.worker_gone(replaced.worker_id, WorkerLost("gone"))
+        await stage.settle()
+        await stage.settle()
+        assert stuck == [worker.worker_id]
+        stage.dispatcher.worker_gone(worker.worker_id, WorkerLost("gone"))
+
+    play(scenario)
