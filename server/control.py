@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import msgspec
 
@@ -207,7 +206,6 @@ ToFrontEnd = ServeHttp | Routes | OpenLane | AttachWorker | DetachWorker | Worke
 ToWorker = LoadModel | LinkLane | StopWorker
 WorkerMessage = Loaded | AtWork | LoadFailed
 
-M = TypeVar("M")
 _encode = msgspec.msgpack.Encoder().encode
 
 

@@ -10,6 +10,7 @@ import orjson
 
 from ringserve.protocol.errors import PredictionFailed, RingServeError
 from ringserve.protocol.request import Answer
+from ringserve.server.replies import CONTENT_TYPES
 
 FIXED_HEADERS = {
     "Pragma": "no-cache",
@@ -20,7 +21,7 @@ _FIXED = "".join(f"{name}: {value}\r\n" for name, value in FIXED_HEADERS.items()
 # How nearly every answer begins, by content type.
 _PLAIN_STARTS: dict[str | None, bytes] = {
     kind: b"HTTP/1.1 200 OK\r\n" + (f"content-type: {kind}\r\n".encode() if kind else b"") + _FIXED
-    for kind in (None, "application/json", "text/plain; charset=utf-8", "application/octet-stream")
+    for kind in CONTENT_TYPES
 }
 JOINED_BYTES_MAX = 16_384
 _REASONS = {status.value: status.phrase for status in HTTPStatus}

@@ -7,6 +7,7 @@ chunked, pipelined, a form, another method, malformed) is left to Sanic byte for
 """
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 
 import httptools
@@ -16,6 +17,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
+from ringserve.server.routes.inference import handler_headers
 from ringserve.server.wire import answer_buffers, request_id
 
 START = b"POST /predictions/"
@@ -113,7 +115,7 @@ class PredictionConnection(HttpProtocol):
         return True
 
     def _submit(self, dispatcher: Dispatcher, content_type: str, headers: dict[bytes, bytes], body: bytes) -> None:
-        seen = {} if dispatcher.typed else _readable(headers)
+        seen = {} if dispatcher.typed else handler_headers(map(_text, headers.items()))
         try:
             future = dispatcher.submit(InferRequest(self._request_id, content_type, seen, body))
         except Exception as error:  # noqa: BLE001 - whatever it was, the client gets an answer
@@ -144,15 +146,21 @@ class PredictionConnection(HttpProtocol):
             buffers = answer_buffers(
                 self._inference.refusal(error, self._path), self._request_id, keep_alive=False, head_only=False
             )
-        transport = self.transport
-        if transport is None or transport.is_closing():
+        if not self.put(buffers):
             return
-        transport.writelines(buffers)
-        self._time = monotonic()
         if not keep_alive:
             self.close()
         elif self.recv_buffer:
             self._data_received.set()  # wakes Sanic's task
+
+    def put(self, buffers: Sequence[bytes]) -> bool:
+        """Send a response of either way; false when the client is gone."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        transport.writelines(buffers)
+        self._time = monotonic()  # the idle clock of the connection starts now
+        return True
 
     # ---- what Sanic asks of its connections
 
@@ -171,8 +179,5 @@ class PredictionConnection(HttpProtocol):
         return self.in_flight is None and super().close_if_idle()
 
 
-def _readable(headers: dict[bytes, bytes]) -> dict[str, str]:
-    """What a handler may see of the headers, and TorchServe's own two."""
-    seen = {name.decode("latin-1"): value.decode(errors="surrogateescape") for name, value in headers.items()}
-    seen["explain"], seen["url_path"] = "False", ""
-    return seen
+def _text(header: tuple[bytes, bytes]) -> tuple[str, str]:
+    return header[0].decode("latin-1"), header[1].decode(errors="surrogateescape")

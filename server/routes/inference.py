@@ -5,7 +5,7 @@ else on the path; any other request goes the ordinary way through Sanic. Plain p
 connection.py answers them.
 """
 
-from time import monotonic
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
@@ -62,7 +62,7 @@ class Inference:
             parts = None
             if is_form(content_type):
                 parts, body = parse_form(content_type, body), b""
-            seen = {} if dispatcher.typed else _headers_of(request, rest)
+            seen = {} if dispatcher.typed else handler_headers(headers.items(), rest)
             answer = await dispatcher.submit(InferRequest(rid, content_type, seen, body, parts))
             keep_alive = stream.keep_alive and answer.status < 400
             buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
@@ -76,12 +76,7 @@ class Inference:
         protocol = stream.protocol
         if not protocol._can_write.is_set():
             await protocol._can_write.wait()
-        transport = protocol.transport
-        gone = transport is None or transport.is_closing()
-        if not gone:
-            transport.writelines(buffers)
-            protocol._time = monotonic()  # the idle clock of the connection starts now
-        stream.keep_alive = keep_alive and not gone
+        stream.keep_alive = protocol.put(buffers) and keep_alive
         stream.response_func = None
         stream.stage = Stage.IDLE
 
@@ -114,12 +109,9 @@ def _segments(path: str) -> list[str]:
     return segments
 
 
-def _headers_of(request: Request, rest: str) -> dict[str, str]:
+def handler_headers(headers: Iterable[tuple[str, str]], rest: str = "") -> dict[str, str]:
     """What a handler may see: the last of a header sent twice, and TorchServe's own two."""
-    headers = dict(request.headers.items())
-    headers["explain"] = "False"
-    headers["url_path"] = rest
-    return headers
+    return {**dict(headers), "explain": "False", "url_path": rest}
 
 
 def _no_worker_text(path: str) -> str:
