@@ -14,9 +14,12 @@ by polling.
     row      | id, deadline, flags, head offset/length, body offset/length, parcel |   front end
              | id, status,   flags, head offset/length, body offset/length, parcel |   worker
 
-    link     0        64       128      192                  448      512      576
-             | header | c.tail | c.head | commands (8 x 32) | r.tail | r.head | completions (8 x 32) |
-               creator  front    worker   front               worker   front    worker
+    link     0        64       128              192                  448      512      576
+             | header | c.tail | c.head,started | commands (8 x 32) | r.tail | r.head | completions (8 x 32) |
+               creator  front    worker           front               worker   front    worker
+
+A batch is a range of rows of a slab: its command says which, and which part of the slab's outgoing byte region is its own, so
+that two batches of one slab never write to the same place.
 """
 
 import hashlib
@@ -29,7 +32,7 @@ from ringserve.shm.shm_errors import LayoutMismatch
 
 CACHE_LINE = 64
 WORD = 8
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 
 HEADER = struct.Struct("<8sQQ")  # magic, layout version, hash of the shape
@@ -52,6 +55,8 @@ ROW_BYTES = ROW_WORDS * WORD
     REPLY_BODY_BYTES,
     REPLY_PARCEL_BYTES,
 ) = range(8, 16)
+# The flags of a request row: its client is gone. Set while the row waits or runs; whoever looks later than that is too late.
+ROW_CANCELLED = 1
 REQUEST_WORDS = 8
 REQUEST_LINE = struct.Struct("<8Q")
 REPLY_LINE = struct.Struct("<8Q")
@@ -59,16 +64,20 @@ REPLY_LINE_AT = REQUEST_LINE.size
 
 # Link: two rings.
 RING_ENTRIES = 8
-ENTRY = struct.Struct("<QQQQ")  # sequence number, slab, rows, status
-RING_BYTES = 2 * CACHE_LINE + RING_ENTRIES * ENTRY.size
+ENTRY_BYTES = 32
+COMMAND = struct.Struct("<QIIIII4x")  # sequence number, slab, first row, rows, outgoing bytes: offset and length
+COMPLETION = struct.Struct("<QIIIII4x")  # sequence number, slab, rows, status, chunk: offset and length
+RING_BYTES = 2 * CACHE_LINE + RING_ENTRIES * ENTRY_BYTES
 COMMANDS_AT = CACHE_LINE
 COMPLETIONS_AT = COMMANDS_AT + RING_BYTES
 LINK_BYTES = PAGE
 TAIL_AT, HEAD_AT, ENTRIES_AT = 0, CACHE_LINE, 2 * CACHE_LINE  # within a ring
+STARTED_AT = HEAD_AT + WORD  # when the consumer took its last entry: CLOCK_MONOTONIC, ns
 
 assert HEADER.size <= CACHE_LINE, "the header must not share a line with a cursor"
 assert REQUEST_LINE.size == REPLY_LINE.size == CACHE_LINE, "a row's two writers must not share a line"
 assert ROW_BYTES == 2 * CACHE_LINE
+assert COMMAND.size == COMPLETION.size == ENTRY_BYTES
 assert RING_BYTES % CACHE_LINE == 0, "rings must not share a line"
 assert RING_ENTRIES & (RING_ENTRIES - 1) == 0, "entry numbers wrap by masking"
 assert COMPLETIONS_AT + RING_BYTES <= LINK_BYTES
@@ -152,3 +161,26 @@ def check_header(view: memoryview, magic: bytes, fingerprint: int) -> None:
     expected = (magic, VERSION, fingerprint)
     if found != expected:
         raise LayoutMismatch(f"expected header (magic, version, shape) {expected}, found {found}")
+
+
+# Queue page: how many requests of one version wait, for all front ends to see. A line, and so a writer, for each of them.
+#
+#     0        64           128
+#     | header | count of 0 | count of 1 | ...
+QUEUE_MAGIC = b"RINGWAIT"
+QUEUE_LINE_WORDS = CACHE_LINE // WORD
+
+
+def queue_page_bytes(front_ends: int) -> int:
+    assert front_ends > 0
+    return CACHE_LINE * (1 + front_ends)
+
+
+def queue_front_ends(page_bytes: int) -> int:
+    """How many lines a page of this size has."""
+    return page_bytes // CACHE_LINE - 1
+
+
+def queue_count_at(front_end: int) -> int:
+    """The index of the word that says how many requests wait in a front end."""
+    return QUEUE_LINE_WORDS * (1 + front_end)

@@ -1,7 +1,7 @@
 """A link: what one front end and one worker share besides the slabs.
 
-Two rings in one page, a doorbell for each, and a socket for parcels: one-off segments for payloads that do not fit into
-a slab. The creator makes a link for each (front end, worker process) and gives each side its end; a restarted worker gets
+Two rings in one page, a doorbell for each, a doorbell that says how many chunks of streamed answers have been passed on, and a
+socket for parcels: one-off segments for payloads that do not fit into a slab. The creator makes a link for each (front end, worker process) and gives each side its end; a restarted worker gets
 a fresh one, so a cursor never has two writers in its life.
 """
 
@@ -11,20 +11,23 @@ from dataclasses import dataclass
 
 from ringserve.shm.doorbell import Listener, Ringer, make_doorbell
 from ringserve.shm.layout import COMMANDS_AT, COMPLETIONS_AT, LINK_BYTES, LINK_MAGIC, check_header, write_header
-from ringserve.shm.ring import Consumer, Producer
+from ringserve.shm.ring import Command, Completion, Consumer, Producer
 from ringserve.shm.segment import Segment
 from ringserve.shm.shm_errors import PeerGone, RingCorrupt
+from ringserve.shm.spool import Spool
 
-# Descriptors of one end, in the order they travel: rings, doorbell to ring, doorbell to listen to, parcel socket.
-END_FDS = 4
+# Descriptors of one end, in the order they travel: rings, doorbell to ring, doorbell to listen to, parcel socket, credits.
+END_FDS = 5
+# How many chunks of streamed answers a worker may have on their way: with two finished batches, less than the ring holds.
+CHUNK_CREDITS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LinkFds:
     """Both ends as descriptors, owned by whoever made them until they are sent."""
 
-    front: tuple[int, int, int, int]
-    worker: tuple[int, int, int, int]
+    front: tuple[int, ...]
+    worker: tuple[int, ...]
 
     def close(self) -> None:
         for fd in (*self.front, *self.worker):
@@ -37,11 +40,11 @@ def create_link() -> LinkFds:
     write_header(segment.view, LINK_MAGIC, 0)
     rings = os.dup(segment.fd), os.dup(segment.fd)
     segment.close()
-    commands, completions = make_doorbell(), make_doorbell()
+    commands, completions, credits = make_doorbell(), make_doorbell(), make_doorbell()
     front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return LinkFds(
-        front=(rings[0], commands.ring_fd, completions.listen_fd, front.detach()),
-        worker=(rings[1], completions.ring_fd, commands.listen_fd, worker.detach()),
+        front=(rings[0], commands.ring_fd, completions.listen_fd, front.detach(), credits.ring_fd),
+        worker=(rings[1], completions.ring_fd, commands.listen_fd, worker.detach(), credits.listen_fd),
     )
 
 
@@ -58,7 +61,7 @@ class _LinkEnd:
         self._parcels.setblocking(False)
         check_header(self.memory, LINK_MAGIC, 0)
 
-    def send_parcel(self, parcel: Segment) -> None:
+    def send_parcel(self, parcel: Segment | Spool) -> None:
         """Hand over a one-off segment, before the entry that needs it is announced. Raises `PeerGone`; the socket holds more
         parcels than the batches that may be outstanding."""
         try:
@@ -94,8 +97,13 @@ class FrontLink(_LinkEnd):
 
     def __init__(self, fds: tuple[int, ...]) -> None:
         super().__init__(fds)
-        self.commands = Producer(self.memory, COMMANDS_AT)
-        self.completions = Consumer(self.memory, COMPLETIONS_AT)
+        self.commands = Producer(self.memory, COMMANDS_AT, Command)
+        self.completions = Consumer(self.memory, COMPLETIONS_AT, Completion)
+        self.credits = Ringer(fds[4])  # one for each chunk passed on to its clients
+
+    def close(self) -> None:
+        self.credits.close()
+        super().close()
 
 
 class WorkerLink(_LinkEnd):
@@ -103,5 +111,10 @@ class WorkerLink(_LinkEnd):
 
     def __init__(self, fds: tuple[int, ...]) -> None:
         super().__init__(fds)
-        self.commands = Consumer(self.memory, COMMANDS_AT)
-        self.completions = Producer(self.memory, COMPLETIONS_AT)
+        self.commands = Consumer(self.memory, COMMANDS_AT, Command)
+        self.completions = Producer(self.memory, COMPLETIONS_AT, Completion)
+        self.credits = Listener(fds[4])
+
+    def close(self) -> None:
+        self.credits.close()
+        super().close()

@@ -5,31 +5,64 @@ the consumer alone. Full is an answer, not an exception. The consumer takes only
 it reads `tail` to check the doorbell, never to learn of an entry.
 """
 
-from typing import NamedTuple
+import time
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
-from ringserve.shm.layout import ENTRIES_AT, ENTRY, HEAD_AT, RING_BYTES, RING_ENTRIES, TAIL_AT, WORD
+from ringserve.shm.layout import (
+    COMMAND,
+    COMPLETION,
+    ENTRIES_AT,
+    ENTRY_BYTES,
+    HEAD_AT,
+    RING_BYTES,
+    RING_ENTRIES,
+    STARTED_AT,
+    TAIL_AT,
+    WORD,
+)
 from ringserve.shm.shm_errors import RingCorrupt
 
 _MASK = RING_ENTRIES - 1
 
 
-class Entry(NamedTuple):
-    """`sequence` numbers the batches of a link from 0; `status` is 0 for a batch that was executed."""
+class Command(NamedTuple):
+    """A batch: rows `first` to `first + rows` of a slab. `sequence` numbers the batches of a link from 0. The answers' bytes
+    may take `out_bytes` of the slab's outgoing byte region, from `out_at` on."""
+
+    sequence: int
+    slab: int
+    first: int
+    rows: int
+    out_at: int
+    out_bytes: int
+
+
+class Completion(NamedTuple):
+    """What a worker says about batch `sequence`: that it is finished, or (by `status`) that a chunk of a streamed answer lies
+    in the slab's outgoing byte region."""
 
     sequence: int
     slab: int
     rows: int
     status: int = 0
+    chunk_at: int = 0
+    chunk_bytes: int = 0
 
 
-class Producer:
+Entry = TypeVar("Entry", Command, Completion)
+_STRUCTS = {Command: COMMAND, Completion: COMPLETION}
+
+
+class Producer(Generic[Entry]):
     """The only writer of `tail` and of the entries: one per ring, in one process."""
 
-    def __init__(self, memory: memoryview, ring_at: int) -> None:
+    def __init__(self, memory: memoryview, ring_at: int, kind: type[Entry]) -> None:
         self._memory = memory
         self._words = memory[ring_at : ring_at + RING_BYTES].cast("Q")
         self._entries_at = ring_at + ENTRIES_AT
         self._tail = self._words[TAIL_AT // WORD]
+        self._pack = _STRUCTS[kind].pack_into
 
     def try_push(self, entry: Entry) -> bool:
         """Append `entry`; False when the ring is full. The caller rings the doorbell afterwards."""
@@ -37,7 +70,7 @@ class Producer:
         assert 0 <= self._tail - head <= RING_ENTRIES
         if self._tail - head == RING_ENTRIES:
             return False
-        ENTRY.pack_into(self._memory, self._entries_at + (self._tail & _MASK) * ENTRY.size, *entry)
+        self._pack(self._memory, self._entries_at + (self._tail & _MASK) * ENTRY_BYTES, *entry)
         self._tail += 1
         self._words[TAIL_AT // WORD] = self._tail  # SYNC entry-visible: the doorbell follows; pairs with Consumer.take
         return True
@@ -47,15 +80,22 @@ class Producer:
         """How many entries the consumer ever took: after its death, this many batches had been started."""
         return self._words[HEAD_AT // WORD]
 
+    @property
+    def taken_ns(self) -> int:
+        """When the consumer took the last of them (CLOCK_MONOTONIC); 0 before the first."""
+        return self._words[STARTED_AT // WORD]
 
-class Consumer:
+
+class Consumer(Generic[Entry]):
     """The only writer of `head`: one per ring, in one process."""
 
-    def __init__(self, memory: memoryview, ring_at: int) -> None:
+    def __init__(self, memory: memoryview, ring_at: int, kind: type[Entry]) -> None:
         self._memory = memory
         self._words = memory[ring_at : ring_at + RING_BYTES].cast("Q")
         self._entries_at = ring_at + ENTRIES_AT
         self._head = self._words[HEAD_AT // WORD]
+        self._make: Callable[..., Entry] = kind
+        self._unpack = _STRUCTS[kind].unpack_from
 
     def take(self) -> Entry:
         """The next entry, which the doorbell has counted. Raises `RingCorrupt` when it is not there."""
@@ -63,7 +103,8 @@ class Consumer:
             raise RingCorrupt(
                 f"the doorbell counted entry {self._head}, the ring ends at {self._words[TAIL_AT // WORD]}"
             )
-        entry = Entry(*ENTRY.unpack_from(self._memory, self._entries_at + (self._head & _MASK) * ENTRY.size))
+        entry = self._make(*self._unpack(self._memory, self._entries_at + (self._head & _MASK) * ENTRY_BYTES))
         self._head += 1
+        self._words[STARTED_AT // WORD] = time.monotonic_ns()
         self._words[HEAD_AT // WORD] = self._head  # SYNC slot-free: pairs with Producer.try_push
         return entry

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from ringserve.shm.layout import RING_ENTRIES
-from ringserve.shm.link import END_FDS, FrontLink, WorkerLink, create_link
-from ringserve.shm.ring import Entry
+from ringserve.shm.link import CHUNK_CREDITS, END_FDS, FrontLink, WorkerLink, create_link
+from ringserve.shm.ring import Command, Completion
 from ringserve.shm.segment import Segment
 from ringserve.shm.shm_errors import PeerGone, RingCorrupt
 
@@ -36,16 +36,40 @@ def parcel_of(text: bytes) -> Segment:
 
 def test_a_command_and_its_completion_pass_each_other(ends: Ends) -> None:
     front, worker = ends
-    assert front.commands.try_push(Entry(0, 3, 2))
+    command, completion = Command(0, 3, 1, 2, 128, 640), Completion(0, 3, 2, 1)
+    assert front.commands.try_push(command)
     front.bell.ring()
     assert worker.listener.collect() == 1
-    assert worker.commands.take() == Entry(0, 3, 2)
+    assert worker.commands.take() == command
     assert front.commands.taken == 1
-    assert worker.completions.try_push(Entry(0, 3, 2, 1))
+    assert worker.completions.try_push(completion)
     worker.bell.ring()
     assert front.listener.collect() == 1
-    assert front.completions.take() == Entry(0, 3, 2, 1)
+    assert front.completions.take() == completion
     assert worker.listener.collect() == 0
+
+
+def test_credits_go_from_the_front_end_to_the_worker_and_are_counted(ends: Ends) -> None:
+    front, worker = ends
+    assert worker.credits.collect() == 0
+    for _ in range(CHUNK_CREDITS):
+        front.credits.ring()
+    assert worker.credits.collect() == CHUNK_CREDITS
+    assert (worker.credits.collect(), worker.listener.collect(), front.listener.collect()) == (0, 0, 0)
+
+
+def test_a_worker_that_waits_for_credits_notices_that_its_front_end_is_gone(ends: Ends) -> None:
+    front, worker = ends
+    front.credits.ring()
+    front.close()
+    assert worker.credits.collect() == 1
+    with pytest.raises(PeerGone):
+        worker.credits.collect()
+
+
+def test_what_one_worker_may_have_on_its_way_fits_into_the_ring() -> None:
+    """Its chunks, and the two batches it may have finished: a completion never finds the ring full."""
+    assert CHUNK_CREDITS + 2 <= RING_ENTRIES
 
 
 def test_parcels_arrive_in_the_order_they_were_sent(ends: Ends) -> None:
@@ -111,6 +135,7 @@ def test_a_link_leaves_no_descriptor_behind() -> None:
 ECHO = """
 import select, sys
 from ringserve.shm.link import WorkerLink
+from ringserve.shm.ring import Completion
 from ringserve.shm.shm_errors import PeerGone
 link = WorkerLink(tuple(map(int, sys.argv[1:])))
 poller = select.poll()
@@ -119,7 +144,8 @@ try:
     while True:
         poller.poll()
         for _ in range(link.listener.collect()):
-            assert link.completions.try_push(link.commands.take())
+            command = link.commands.take()
+            assert link.completions.try_push(Completion(command.sequence, command.slab, command.rows, 1, *command[4:]))
             link.bell.ring()
 except PeerGone:
     pass
@@ -141,12 +167,13 @@ def test_ten_thousand_entries_come_back_in_order_from_another_process() -> None:
     try:
         while returned < ECHOED:
             while pushed < ECHOED and pushed - returned < RING_ENTRIES:
-                assert front.commands.try_push(Entry(pushed, pushed % 7, pushed % 11, pushed % 13))
+                assert front.commands.try_push(Command(pushed, pushed % 7, 0, pushed % 11, pushed % 13, 2**32 - 1))
                 front.bell.ring()
                 pushed += 1
             assert poller.poll(PATIENCE_MS), "the child fell silent"
             for _ in range(front.listener.collect()):
-                assert front.completions.take() == Entry(returned, returned % 7, returned % 11, returned % 13)
+                echo = Completion(returned, returned % 7, returned % 11, 1, returned % 13, 2**32 - 1)
+                assert front.completions.take() == echo
                 returned += 1
         assert front.commands.taken == ECHOED
         front.close()

@@ -1,16 +1,20 @@
 """Shared memory without a name: what one mapping writes another reads, and nothing is left behind."""
 
 import errno
+import mmap
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import posix_ipc
 import pytest
 
-from ringserve.shm.segment import NAME_PREFIX, Segment, sweep_names
+from ringserve.shm import segment as segment_module
+from ringserve.shm.segment import NAME_PREFIX, Segment, mount_free_bytes, sweep_names
 from ringserve.shm.shm_errors import OutOfSharedMemory
 
+needs_mount = pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="this machine has no /dev/shm")
 NO_SUCH_PID = 2**22 + 1  # the kernel's pid_max is at most 2**22
 
 
@@ -44,6 +48,7 @@ def test_two_mappings_see_the_same_bytes() -> None:
     mine.close()
 
 
+@needs_mount
 def test_no_name_is_left_after_creation() -> None:
     segment = Segment.create(4096)
     assert named() == []
@@ -87,6 +92,90 @@ def test_too_little_memory_is_a_sentence_and_leaks_no_descriptor(monkeypatch: py
     before = open_fds()
     with pytest.raises(OutOfSharedMemory, match=r"^123456 bytes of shared memory were needed"):
         Segment.create(123_456)
+    assert open_fds() == before
+
+
+def test_a_folder_that_is_no_mount_is_no_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a mount, /dev/shm is a folder on some disk, and what is written there goes to the disk."""
+    monkeypatch.setattr(segment_module, "MOUNT", tmp_path)
+    assert mount_free_bytes() == 0
+    segment = Segment.create(4096)
+    assert backing_of(segment).startswith("/memfd:")
+    assert segment.where == "a memory file"
+    segment.close()
+
+
+def test_a_sparse_segment_has_its_size_and_no_memory_until_it_is_reserved() -> None:
+    segment = Segment.create_sparse(1 << 30)
+    assert (segment.size_bytes, segment.allocated_bytes) == (1 << 30, 0)
+    segment.reserve(5000, 10_000)
+    assert segment.allocated_bytes == 3 * mmap.PAGESIZE
+    segment.view[5000:15_000] = b"x" * 10_000
+    assert segment.allocated_bytes == 3 * mmap.PAGESIZE
+    segment.reserve(5000, 10_000)
+    assert bytes(segment.view[5000:15_000]) == b"x" * 10_000
+    segment.close()
+
+
+def test_only_whole_pages_of_a_part_are_given_back() -> None:
+    segment = Segment.create(4 * mmap.PAGESIZE)
+    segment.view[:] = b"x" * len(segment.view)
+    segment.give_back(1, mmap.PAGESIZE - 1)
+    segment.give_back(0, mmap.PAGESIZE - 1)
+    assert segment.allocated_bytes == 4 * mmap.PAGESIZE
+    segment.give_back(1, 3 * mmap.PAGESIZE)
+    assert segment.allocated_bytes == 2 * mmap.PAGESIZE
+    kept = b"x" * mmap.PAGESIZE
+    assert bytes(segment.view) == kept + bytes(2 * mmap.PAGESIZE) + kept
+    segment.close()
+
+
+@needs_mount
+@pytest.mark.parametrize(("mebibytes", "place"), [(32, "/dev/shm"), (33, "a memory file")])
+def test_a_sparse_segment_goes_to_the_mount_when_half_of_it_can_hold_it(
+    monkeypatch: pytest.MonkeyPatch, mebibytes: int, place: str
+) -> None:
+    monkeypatch.setattr(segment_module, "mount_free_bytes", lambda: 64 << 20)
+    segment = Segment.create_sparse(mebibytes << 20)
+    assert segment.where == place
+    segment.close()
+
+
+@needs_mount
+def test_what_one_sparse_segment_may_still_take_is_not_promised_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_module, "mount_free_bytes", lambda: 64 << 20)
+    first = Segment.create_sparse(30 << 20)
+    second = Segment.create_sparse(20 << 20)
+    assert (first.where, second.where) == ("/dev/shm", "a memory file")
+    first.close()
+    third = Segment.create_sparse(20 << 20)
+    assert third.where == "/dev/shm"
+    second.close()
+    third.close()
+
+
+def test_a_part_that_cannot_be_reserved_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = Segment.create_sparse(1 << 20)
+
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutOfSharedMemory, match=r"^123 more bytes of .* were needed, .* No space left on device"):
+        segment.reserve(1, 123)
+    segment.close()
+
+
+def test_a_segment_larger_than_a_file_may_be_is_a_sentence_and_leaks_no_descriptor() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = open_fds()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        for create in (Segment.create, Segment.create_parcel, Segment.create_sparse):
+            with pytest.raises(OutOfSharedMemory, match="File too large"):
+                create(2 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert open_fds() == before
 
 
