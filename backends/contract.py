@@ -6,7 +6,8 @@
 
 A typed signature (declared inputs) gives the backend one array per input, a view of the slab; an empty signature gives
 it byte payloads. A backend raises a `RingServeError` to answer the whole batch with it; any other exception is answered
-as `PredictionFailed` and logged with its traceback.
+as `PredictionFailed` and logged with its traceback. After an exception the worker tries parts of the batch, so that only
+the row that caused it fails: `execute` may see the same rows again, fewer at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ringserve.protocol.errors import RingServeError
+from ringserve.protocol.errors import PredictionFailed, RingServeError
 from ringserve.protocol.tensor import Signature
 
 
@@ -72,11 +73,38 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class ContractBroken(PredictionFailed):
+    """What the model answered is not one answer for each row. Its code is at fault and not its input: with fewer rows the
+    same would happen, so nothing is tried again."""
+
+
+def check_count(expected: int, got: int) -> None:
+    """Raise `ContractBroken`, in TorchServe's words, unless there is one answer for each row."""
+    if expected != got:
+        raise ContractBroken(f"number of batch response mismatched, expect: {expected}, got: {got}.")
+
+
+class BatchControl:
+    """What a backend may say and ask while it executes a batch. This one belongs to nobody: nothing is cancelled, and what is
+    streamed goes nowhere; a worker gives its batches one that leads to their clients."""
+
+    def cancelled(self, row: int) -> bool:
+        """Whether the client of this row is gone: what it is answered nobody reads."""
+        return False
+
+    def stream(self, parts: Sequence[Reply | RingServeError | None]) -> bool:
+        """Send one part of every row's answer now (None: nothing for that row); `batch.replies` hold the last parts. Blocks while
+        the clients read slower than the model writes. The status and headers of a row's first part are those of its answer; an
+        error ends it. Returns whether anybody is still there to read. Raises `ContractBroken`."""
+        return True
+
+
 @dataclass(slots=True)
 class Batch:
     """One batch. Typed: `inputs` and `outputs` are arrays `[rows, *shape]` by name, views of the slab. The inputs are not to be written to.
 
-    Undeclared: `requests` has one entry a row and `replies` must be given one `Reply` or error a row.
+    Undeclared: `requests` has one entry a row and `replies` must be given one `Reply` or error a row. `is_retry` says that
+    the failure of these rows has been logged before.
     """
 
     rows: int
@@ -84,6 +112,8 @@ class Batch:
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     requests: Sequence[Request] = ()
     replies: list[Reply | RingServeError] = field(default_factory=list)
+    control: BatchControl = field(default_factory=BatchControl)
+    is_retry: bool = False
 
 
 class Backend(Protocol):

@@ -72,7 +72,10 @@ def load_handler(handler: str, context: Any) -> Handle:
         return _start_instance(found, context)
     if not callable(found):
         raise InvalidModel(f'"{entry or "handle"}" in the handler "{handler}" is not a function.')
-    found(None, context)
+    loading = found(None, context)
+    if inspect.isgenerator(loading):  # it runs when it is asked for its first part
+        next(loading, None)
+        loading.close()
     function: Handle = found
     return function
 

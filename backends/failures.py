@@ -12,13 +12,15 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "CUDA" in str(error)
 
 
-def prediction_failure(error: BaseException, model_name: str) -> RingServeError:
-    """Log what `model_name` raised, with its traceback, and return what to answer.
+def prediction_failure(error: BaseException, model_name: str, *, logged: bool = False) -> RingServeError:
+    """Log what `model_name` raised, with its traceback, unless that was `logged` when the rows ran in a larger batch, and
+    return what to answer.
 
     The caller raises the result after its `except` block: an answer chained to the model's exception would keep the
     frames of the model, and with them views of shared memory, alive for as long as the answer lives.
     """
-    LOGGER.error("The model %s raised while it ran a batch", model_name, exc_info=error)
+    if not logged:
+        LOGGER.error("The model %s raised while it ran a batch", model_name, exc_info=error)
     if ran_out_of_memory(error):
         return OutOfResources("Out of resources")
     return PredictionFailed("Prediction failed")

@@ -1,14 +1,16 @@
 """Runs TorchServe handlers: the archive's own code, with `ts` importable and TorchServe's data, context and answers."""
 
+import inspect
 import logging
 from typing import Any
 
 from ringserve.backends import ts_import
-from ringserve.backends.contract import Batch, LoadedModel
+from ringserve.backends.contract import Batch, ContractBroken, LoadedModel, check_count
 from ringserve.backends.entry_point import Handle, load_handler, put_model_on_path
 from ringserve.backends.failures import prediction_failure
 from ringserve.backends.inputs import handler_headers, handler_inputs
 from ringserve.backends.replies import encode_reply
+from ringserve.backends.streaming import drained
 from ringserve.backends.ts.context import Context, RequestProcessor
 from ringserve.backends.ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ringserve.backends.ts.utils.util import PredictionException
@@ -44,12 +46,12 @@ class HandlerBackend:
         assert context is not None and handle is not None, "load comes before execute"
         requests, decode = batch.requests, self._decode
         processors = [RequestProcessor(handler_headers(request)) for request in requests]
-        context.begin_batch([request.request_id for request in requests], processors)
-        answers = self._answers(handle, [handler_inputs(request, decode) for request in requests], context)
+        context.begin_batch([request.request_id for request in requests], processors, batch.control)
+        data = [handler_inputs(request, decode) for request in requests]
+        answers = self._answers(handle, data, context, batch.is_retry)
         if not isinstance(answers, list):
-            raise PredictionFailed("Invalid model predict output")
-        if len(answers) != batch.rows:
-            raise PredictionFailed(f"number of batch response mismatched, expect: {batch.rows}, got: {len(answers)}.")
+            raise ContractBroken("Invalid model predict output")
+        check_count(batch.rows, len(answers))
         batch.replies[:] = map(encode_reply, answers, processors)
 
     def close(self) -> None:
@@ -57,15 +59,18 @@ class HandlerBackend:
         self._context = self._handle = None
 
     @staticmethod
-    def _answers(handle: Handle, data: list[dict[str, Any]], context: Context) -> Any:
+    def _answers(handle: Handle, data: list[dict[str, Any]], context: Context, is_retry: bool) -> Any:
         failure: RingServeError
         try:
-            return handle(data, context)
+            answers = handle(data, context)
+            return drained(answers, context) if inspect.isgenerator(answers) else answers
+        except ContractBroken as error:  # of a part
+            failure = ContractBroken(error.message)
         except PredictionException as error:
             LOGGER.debug("The model %s refused a batch: %s", context.model_name, error)
             failure = PredictionFailed(str(error.message), status=_error_status(error.error_code))
         except BaseException as error:  # noqa: BLE001 - sys.exit() in a handler must not end the worker either
-            failure = prediction_failure(error, context.model_name)
+            failure = prediction_failure(error, context.model_name, logged=is_retry)
         raise failure
 
 

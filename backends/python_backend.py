@@ -4,7 +4,8 @@
         def load(self, model: LoadedModel) -> None: ...                     # optional, once
         def predict(self, inputs, outputs) -> None: ...                     # both: {name: array [rows, *shape]}
 
-`predict` writes into `outputs` in place, or returns an array (for one output) or a dict of arrays.
+`predict` writes into `outputs` in place, or returns an array (for one output) or a dict of arrays. Arrays are whole answers:
+a model that answers in parts is a handler.
 """
 
 import inspect
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ringserve.backends.contract import Batch, LoadedModel
+from ringserve.backends.contract import Batch, ContractBroken, LoadedModel
 from ringserve.backends.entry_point import classes_of, import_if_there, put_model_on_path, split_handler
 from ringserve.backends.failures import prediction_failure
 from ringserve.backends.typed_model import check_output, declared_signature, refuse_outputs
@@ -55,7 +56,7 @@ class PythonBackend:
         try:
             result = self._predict(dict(batch.inputs), outputs)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in a model must not end the worker either
-            failure = prediction_failure(error, self._name)
+            failure = prediction_failure(error, self._name, logged=batch.is_retry)
         if failure is not None:
             raise failure
         # `outputs["y"] = array` replaces the slab's array in the dict instead of writing into it: take that as meant.
@@ -73,6 +74,8 @@ class PythonBackend:
             return result
         if isinstance(result, np.ndarray) and len(names) == 1:
             return {names[0]: result}
+        if inspect.isgenerator(result):
+            raise ContractBroken("predict is a generator: a typed model answers in arrays and does not stream.")
         return refuse_outputs(names, f"one {type(result).__name__}")
 
     def _copy_outputs(self, answers: Mapping[str, Any], targets: Mapping[str, np.ndarray]) -> None:

@@ -49,7 +49,7 @@ class TorchScriptBackend:
         except RingServeError:
             raise
         except Exception as error:  # noqa: BLE001 - logged with its traceback, and answered
-            failure = prediction_failure(error, self._name)
+            failure = prediction_failure(error, self._name, logged=batch.is_retry)
         if failure is not None:
             raise failure
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import NoReturn
 
-from ringserve.backends.contract import LoadedModel
-from ringserve.protocol.errors import InvalidModel, PredictionFailed
+from ringserve.backends.contract import ContractBroken, LoadedModel
+from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature
 
 HOW_TO_DECLARE = """Write them in model-config.yaml, with the shape of one row:
@@ -25,14 +25,14 @@ def declared_signature(model: LoadedModel, backend: str) -> Signature:
 
 
 def check_output(name: str, expected: tuple[str, Iterable[int]], got: tuple[str, Iterable[int]]) -> None:
-    """Compare (dtype, shape with rows). Raises `PredictionFailed` naming the output, what was declared and what came."""
+    """Compare (dtype, shape with rows). Raises `ContractBroken` naming the output, what was declared and what came."""
     if expected[0] != got[0] or tuple(expected[1]) != tuple(got[1]):
-        raise PredictionFailed(f'Output "{name}": expected {_text(*expected)}, got {_text(*got)}.')
+        raise ContractBroken(f'Output "{name}": expected {_text(*expected)}, got {_text(*got)}.')
 
 
 def refuse_outputs(expected: Iterable[str], got: str) -> NoReturn:
-    """Raise `PredictionFailed`: the model's answer does not have the declared outputs."""
-    raise PredictionFailed(f"The model must answer the outputs {', '.join(expected)}; got {got}.")
+    """Raise `ContractBroken`: the model's answer does not have the declared outputs."""
+    raise ContractBroken(f"The model must answer the outputs {', '.join(expected)}; got {got}.")
 
 
 def _text(dtype: str, shape: Iterable[int]) -> str:

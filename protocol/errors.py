@@ -21,6 +21,7 @@
         ├── ShuttingDown            503   retry elsewhere
         ├── PredictionFailed        503   the model raised, or answered out of contract
         ├── RequestTimeout          408   a management operation took too long
+        ├── DeadlineExceeded        504   the request waited longer than it may
         └── OutOfResources          507
 
 Statuses and `type` names are TorchServe 0.12's (its REST errors, `{"code", "type", "message"}`).
@@ -37,11 +38,14 @@ class RingServeError(Exception):
     type: ClassVar[str] = "InternalServerException"
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
+    retry_after_s: int | None = None  # when it is worth trying again, where somebody knows
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.http_status = self.status if status is None else status
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class ClientError(RingServeError):
@@ -140,6 +144,12 @@ class PredictionFailed(ServerError):
 
 class RequestTimeout(ServerError):
     status, type, code, retryable = 408, "RequestTimeoutException", "request_timeout", True
+
+
+class DeadlineExceeded(ServerError):
+    """The request's time was over before a worker took it up, or before the answer was there."""
+
+    status, type, code = 504, "DeadlineExceededException", "deadline_exceeded"
 
 
 class OutOfResources(ServerError):

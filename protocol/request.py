@@ -1,7 +1,7 @@
 """A request and its answer, whatever protocol they came by. Every front end parses into these; `dispatch` knows no other."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 
 class FormPart(NamedTuple):
@@ -15,21 +15,45 @@ class FormPart(NamedTuple):
 class InferRequest(NamedTuple):
     """One inference request. `headers` keys are lower case and may be empty when the model is typed and cannot see them.
 
-    `parts` is None for a plain body, else the fields of a form, and `body` is empty then.
+    `parts` is None for a plain body, else the fields of a form, and `body` is empty then. `binary` asks a typed model for the bytes
+    of its output arrays instead of JSON. `timeout_ms` is how long the client waits for its answer; 0 does not say.
     """
 
     request_id: str
     content_type: str
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | bytearray | memoryview
     parts: Sequence[FormPart] | None = None
+    binary: bool = False
+    timeout_ms: int = 0
+
+
+class Source(Protocol):
+    """A body that is not there as one piece of bytes: it lies in shared memory, or is still being made.
+
+    `length` is None when nobody knows it yet; `ended` says that no part will follow those that can be had now, `broken` that the
+    body will never be complete. Whoever sends it sets `on_change`, which is called when there is more to be had.
+    """
+
+    length: int | None
+    ended: bool
+    broken: bool
+    on_change: Callable[[], None]
+
+    def next(self) -> bytes | memoryview | None:
+        """The next part, once the one before has left; None when there is none now."""
+
+    def close(self) -> None:
+        """Everything is sent, or nobody waits for it any more: let go of the memory."""
 
 
 class Answer(NamedTuple):
-    """What the model said to one request. An empty `phrase` means the status' own; `content_type` None sends no header."""
+    """What the model said to one request. An empty `phrase` means the status' own; `content_type` None sends no header. With a
+    `source`, that is the body and `body` is empty."""
 
     body: bytes
     content_type: str | None = None
     status: int = 200
     phrase: str = ""
     headers: Mapping[str, str] | None = None
+    source: Source | None = None

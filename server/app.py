@@ -18,6 +18,7 @@ from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ringserve.protocol.errors import BadRequest, BodyTooLarge, Internal, MethodNotAllowed, NotFound, RingServeError
+from ringserve.server.landing import too_large_text
 from ringserve.server.wire import FIXED_HEADERS, error_body, json_text, request_id
 
 logger = logging.getLogger("ringserve.http")
@@ -29,11 +30,13 @@ logging.getLogger("sanic.root").setLevel(logging.WARNING)  # its banner says not
 NOT_FOUND = "Requested resource is not found, please refer to API document."
 METHOD_NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
 HEAD_NOT_PARSED = "NONE"  # the method of the request that Sanic makes up when it could not read one
-# Sanic's own clocks: a head and body must arrive within the first, an idle connection is kept for the second. How long a
-# model may take is the model's to say, so the response clock never strikes first.
-REQUEST_S_MAX = 120
+# Sanic's own clocks: a head must arrive within the first, an idle connection is kept for the second. How long a model may take
+# is the model's to say, so the response clock never strikes first.
+REQUEST_S_MAX = 60
 IDLE_S_MAX = 120
 RESPONSE_S_MAX = 10**9
+# A body has the time that its length needs at this rate, on top of what every body has.
+BODY_BYTES_PER_S_MIN = 256 << 10
 # How much of a body may wait to be taken before reading pauses: what one read of the event loop brings. With Sanic's 64 KiB a
 # 602 KB echo on one connection made 720 requests/s instead of 1 040.
 BUFFER_BYTES = 256 << 10
@@ -47,7 +50,7 @@ def translate(error: BaseException, request_bytes_max: int) -> RingServeError:
     if isinstance(error, RingServeError):
         return error
     if isinstance(error, PayloadTooLarge):
-        return BodyTooLarge(f"Body: the request is larger than {request_bytes_max} bytes, the limit max_request_size.")
+        return BodyTooLarge(too_large_text(request_bytes_max))
     if isinstance(error, RequestCancelled):
         return BadRequest("The client closed the connection.")  # nobody reads it
     if isinstance(error, SanicNotFound):
@@ -123,14 +126,14 @@ def json_response(value: object, status: int, request: Request) -> HTTPResponse:
     return _response(json_text(value), status, request)
 
 
-def make_app(name: str, request_bytes_max: int) -> App:
+def make_app(name: str, request_bytes_max: int, header_timeout_s: int = REQUEST_S_MAX) -> App:
     """An app without routes."""
     errors = TorchServeErrors(request_bytes_max)
     app: App = Sanic(name, configure_logging=False, error_handler=errors, request_class=SizedRequest)
     app.config.ACCESS_LOG = False
     app.config.REQUEST_BUFFER_SIZE = BUFFER_BYTES
     app.config.REQUEST_MAX_SIZE = request_bytes_max
-    app.config.REQUEST_TIMEOUT = REQUEST_S_MAX
+    app.config.REQUEST_TIMEOUT = header_timeout_s
     app.config.KEEP_ALIVE_TIMEOUT = IDLE_S_MAX
     app.config.RESPONSE_TIMEOUT = RESPONSE_S_MAX
     return app

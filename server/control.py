@@ -8,6 +8,7 @@ the other process ended.
 import array
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -34,15 +35,21 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class ServeHttp(Message, frozen=True):
-    """The first message to a front end. Descriptor: the listening inference socket."""
+    """The first message to a front end. Descriptor: the listening inference socket. A request's head must be complete within
+    the header timeout, its body within the body timeout and what its size adds; a client that reads nothing of its answer for
+    the write timeout is cut off."""
 
     request_bytes_max: int
     server_version: str
+    header_timeout_s: int
+    body_timeout_s: int
+    write_timeout_s: int
 
 
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     """How a front end treats one model version; `key` is the supervisor's number for it, never reused. `serviceable` is
-    false when no worker runs, starts or is about to be restarted."""
+    false when no worker runs, starts or is about to be restarted. The last two are how long a request may wait for a worker,
+    and for its answer; 0 is for ever."""
 
     key: int
     model: str
@@ -53,6 +60,8 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     fill: bool
     queue_size: int
     response_timeout_s: int
+    queue_timeout_ms: int = 0
+    request_timeout_ms: int = 0
 
 
 class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +75,14 @@ class Routes(Message, frozen=True):
     epoch: int
     healthy: bool
     models: dict[str, ModelRoute]
+
+
+class ShareQueue(Message, frozen=True):
+    """Count what waits for version `key` together with the other front ends, as number `own` of them; comes before the routes
+    that tell of the version. Descriptor: the version's queue page."""
+
+    key: int
+    own: int
 
 
 class OpenLane(Message, frozen=True):
@@ -202,7 +219,18 @@ class LoadFailed(Message, frozen=True):
 
 
 FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues
-ToFrontEnd = ServeHttp | Routes | OpenLane | AttachWorker | DetachWorker | WorkerGone | CloseLane | AskQueues | Drain
+ToFrontEnd = (
+    ServeHttp
+    | Routes
+    | ShareQueue
+    | OpenLane
+    | AttachWorker
+    | DetachWorker
+    | WorkerGone
+    | CloseLane
+    | AskQueues
+    | Drain
+)
 ToWorker = LoadModel | LinkLane | StopWorker
 WorkerMessage = Loaded | AtWork | LoadFailed
 
@@ -244,6 +272,8 @@ class Channel:
         except BlockingIOError:
             raise ControlFull("the other process does not read its messages") from None
         except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # more descriptors are on their way than this process may have open
+                raise ControlFull("the other process does not take its descriptors") from None
             raise ControlClosed(f"the control socket is closed: {error}") from None
         finally:
             if spill >= 0:

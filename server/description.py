@@ -42,6 +42,9 @@ def describe_version(version: ModelVersion, slots: Sequence[WorkerSlot], waiting
         "maxBatchDelay": options.batch_wait_ms,
         "responseTimeout": options.response_timeout_s,
         "startupTimeout": options.startup_timeout_s,
+        **(
+            {"queueTimeout": options.queue_timeout_s} if options.queue_timeout_s > 0 else {}
+        ),  # ours: only where it is set
         "maxRetryTimeoutInSec": config.max_retry_timeout_s,
         "clientTimeoutInMills": config.client_timeout_ms,
         "parallelType": "",

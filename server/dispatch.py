@@ -1,7 +1,6 @@
-"""The requests of one model version in one front end: into slabs, to workers, and back to who waits for them.
+"""The requests of one model version in one front end: from their arrival to the workers, and back to who waits for them.
 
-    submit ─▶ open slab ─▶ full slabs ─▶ a worker's ring (at most two batches) ─▶ answers ─▶ free slabs
-        └───▶ backlog, while there is no lane yet or no slab is free
+    submit, land ─▶ slab queue ─▶ a worker's ring (at most two batches) ─▶ delivery ─▶ free slabs
 
 Transport-free: a request comes in, a future with its `Answer` goes out. Everything runs on the event loop's thread. Requests
 parsed in one tick of the loop leave together, because the pump runs at the tick's end.
@@ -9,81 +8,195 @@ parsed in one tick of the loop leave together, because the pump runs at the tick
 
 import asyncio
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from ringserve.protocol.errors import Internal, NoWorker, OutOfResources, QueueFull, RingServeError
-from ringserve.protocol.request import Answer, InferRequest
+from ringserve.protocol.errors import (
+    DeadlineExceeded,
+    Internal,
+    NoWorker,
+    OutOfResources,
+    QueueFull,
+    RingServeError,
+)
+from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature
-from ringserve.server.batching import OUTSTANDING_MAX, BatchPolicy, Hold, WaitUntil
-from ringserve.server.inflight import LinkState, Pending, Renderer, SlabBatch
-from ringserve.server.payloads import BytesEncoder, TypedEncoder
-from ringserve.server.replies import STATUS_OVERFLOW, typed_renderer
-from ringserve.shm.lane import Lane, Slab
+from ringserve.server.admission import Admission
+from ringserve.server.batching import OUTSTANDING_MAX, BatchPolicy, WaitUntil
+from ringserve.server.deadlines import Deadlines
+from ringserve.server.delivery import Delivery
+from ringserve.server.drain_rate import DrainRate
+from ringserve.server.inflight import Batch, LinkState, Pending, State
+from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
+from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
+from ringserve.server.slab_queue import SlabQueue
+from ringserve.server.sources import Frame
+from ringserve.shm.lane import Lane
 from ringserve.shm.link import FrontLink
-from ringserve.shm.ring import Entry
+from ringserve.shm.ring import Command, Completion
 from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, ShmError
+from ringserve.shm.spool import Spool
 
 logger = logging.getLogger("ringserve.dispatch")
 
 # How soon the supervisor says that a worker whose link closed has ended.
 GONE_S_MAX = 1.0
+# Slabs that were not needed for this long give their memory back.
+GIVE_BACK_S = 30.0
+# A shorter body is received elsewhere and copied: while it arrives, its row would part the batch.
+LANDED_BYTES_MIN = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`queue_size` is `job_queue_size`; a request may wait for a worker and for its answer as long as the next two say, a worker
+    may take as long for a batch as the last (0: for ever)."""
+
+    queue_size: int
+    queue_timeout_ms: int = 0
+    request_timeout_ms: int = 0
+    response_timeout_s: int = 0
 
 
 class Dispatcher:
-    """`capacity` is `job_queue_size`: how many requests may wait for a worker."""
+    """One version in this front end. `on_stuck(worker_id)` asks for a worker to be replaced."""
 
-    def __init__(self, label: str, policy: BatchPolicy, capacity: int, response_timeout_s: int) -> None:
+    def __init__(self, label: str, policy: BatchPolicy, limits: Limits) -> None:
         self.label = label
-        self.policy = policy
-        self.capacity = capacity
-        self.response_timeout_s = response_timeout_s
-        self.waiting = 0  # requests not yet handed to a worker
+        self.limits = limits
+        self.admission = Admission(limits.queue_size)
         self.mismatched_replies = 0
         self.on_stuck: Callable[[str], None] = lambda worker_id: None
-        self._serviceable = False
         self._loop = asyncio.get_running_loop()
-        self._unencoded: deque[tuple[asyncio.Future[Answer], InferRequest]] = deque()  # before the lane is open
-        self._backlog: deque[Pending] = deque()
-        self._open: SlabBatch | None = None
-        self._full: deque[SlabBatch] = deque()
-        self._free: list[Slab] = []  # last in, first out: warm in the cache
+        self._queue = SlabQueue(label, policy, self.admission)
+        self._deadlines = Deadlines(self._loop, self._expire)
+        self._drain = DrainRate(time.monotonic())
+        self._delivery: Delivery | None = None
+        self._serviceable = False
+        self._typed = False
         self._links: dict[str, LinkState] = {}
-        self._lane: Lane | None = None
-        self._encoder: TypedEncoder | BytesEncoder | None = None
-        self._render: Renderer | None = None
-        self._row_id = 0
         self._last_link = 0
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._give_back_timer: asyncio.TimerHandle | None = None
         self._on_idle: Callable[[], None] | None = None
 
     # ---- requests
 
     @property
+    def waiting(self) -> int:
+        """Requests not yet handed to a worker."""
+        return self.admission.waiting
+
+    @property
     def typed(self) -> bool:
         """Whether headers are of no use to this model."""
-        return self._render is not None
+        return self._typed
 
-    def submit(self, request: InferRequest) -> asyncio.Future[Answer]:
-        """Queue a request. Raises `NoWorker`, `QueueFull`, `BadRequest`; the future may raise any `RingServeError`."""
+    def submit(self, request: InferRequest, spool: Spool | None = None) -> Pending:
+        """Queue a request, whose body may be in a spool. Raises `NoWorker`, `QueueFull`, `BadRequest`; the future may raise any
+        `RingServeError`."""
+        try:
+            if not self._serviceable:
+                raise NoWorker(f"{self.label} has no worker")
+            if not self.admission.try_enter():
+                raise self._full()
+        except RingServeError:
+            if spool is not None:
+                spool.close()
+            raise
+        pending = self._pending(request)
+        self._queue.accept(pending, request, spool)
+        if pending.row_deadline_ns:
+            self._watch(pending)
+        self._pump_soon()
+        return pending
+
+    def land(self, request: InferRequest, body_bytes: int, limit_bytes: int) -> Landing:
+        """Where the body of a request is to be received. Raises as `submit` does, as far as that can be known before."""
+        self.refuse()
+        if body_bytes < LANDED_BYTES_MIN:
+            return BufferLanding(body_bytes, request, self.submit)
+        try:
+            pending = self._pending(request)
+            places = self._queue.land(pending, request, body_bytes)
+            if places is not None:
+                return SlabLanding(pending, places, self._landed, self._queue.drop)
+            if self._typed:
+                return BufferLanding(body_bytes, request, self.submit)
+            return GrowingLanding(limit_bytes, request, self.submit, spooled=True)
+        except OutOfSharedMemory as error:
+            raise OutOfResources(f"The request does not fit into memory: {error}") from None
+
+    def land_unknown(self, request: InferRequest, limit_bytes: int) -> Landing:
+        """The same for a body whose length nobody has told."""
+        self.refuse()
+        return GrowingLanding(limit_bytes, request, self.submit)
+
+    def refuse(self) -> None:
+        """Raises `NoWorker` or `QueueFull` where it is plain now that a request would be refused: its body need not come."""
         if not self._serviceable:
             raise NoWorker(f"{self.label} has no worker")
-        if self.waiting >= self.capacity:
-            raise QueueFull(f"{self.label} has {self.waiting} requests waiting, job_queue_size is {self.capacity}")
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        if self._encoder is None:
-            self._unencoded.append((future, request))
+        if self.admission.total >= self.admission.capacity:
+            raise self._full()
+
+    def _full(self) -> QueueFull:
+        after_s = self._drain.seconds_for(self.admission.waiting, time.monotonic())
+        return QueueFull(self._queue.full_text(), retry_after_s=math.ceil(after_s))
+
+    def _pending(self, request: InferRequest) -> Pending:
+        pending = Pending(self._loop, self._forsaken)
+        pending.binary = request.binary
+        limits = self.limits
+        timeout_ms = request.timeout_ms or limits.request_timeout_ms
+        if timeout_ms or limits.queue_timeout_ms:
+            now_ns = time.monotonic_ns()
+            pending.deadline_ns = now_ns + timeout_ms * 1_000_000 if timeout_ms else 0
+            pending.wait_until_ns = now_ns + limits.queue_timeout_ms * 1_000_000 if limits.queue_timeout_ms else 0
+        return pending
+
+    def _landed(self, pending: Pending) -> None:
+        if not self._serviceable:
+            self._queue.drop(pending)
+            raise NoWorker(f"{self.label} has no worker")
+        if pending.wait_until_ns:  # it waits from now on
+            pending.wait_until_ns = time.monotonic_ns() + self.limits.queue_timeout_ms * 1_000_000
+        self._queue.landed(pending)
+        if pending.row_deadline_ns:
+            self._watch(pending)
+        self._pump_soon()
+
+    def _watch(self, pending: Pending) -> None:
+        for at_ns in {pending.wait_until_ns, pending.deadline_ns} - {0}:
+            self._deadlines.watch(pending, at_ns)
+
+    def _expire(self, pending: Pending) -> None:
+        """One of its deadlines has passed."""
+        now_ns = time.monotonic_ns()
+        if not 0 < pending.deadline_ns <= now_ns and self._has_begun(pending):
+            return  # it did not wait too long
+        self._forsaken(pending)
+        pending.fail(DeadlineExceeded("The request was not answered in time."))
+
+    def _has_begun(self, pending: Pending) -> bool:
+        if pending.state is not State.SENT:
+            return False
+        return any(
+            state.has_begun(batch)
+            for state in self._links.values()
+            for batch in state.outstanding
+            if batch is pending.batch
+        )
+
+    def _forsaken(self, pending: Pending) -> None:
+        """Nobody waits for it any more."""
+        if pending.state is State.SENT:
+            pending.mark_cancelled()
         else:
-            pending = Pending(future, self._encoder.encode(request))
-            if self._backlog or not self._place(pending):
-                self._backlog.append(pending)
-            if not self._pump_due:
-                self._pump_due = True
-                self._loop.call_soon(self._pump)
-        self.waiting += 1
-        return future
+            self._queue.drop(pending)
+            self._notice_idle()
 
     def set_serviceable(self, serviceable: bool) -> None:
         """Whether some worker runs, starts or restarts. Without one nobody may wait: all are answered now."""
@@ -95,20 +208,10 @@ class Dispatcher:
 
     def open_lane(self, lane: Lane, signature: Signature) -> None:
         """The version's memory is here: encode what came early."""
-        assert self._lane is None
-        self._lane = lane
-        self._free = list(reversed(lane.slabs))
-        self._encoder = TypedEncoder(signature) if signature.typed else BytesEncoder()
-        self._render = typed_renderer(signature) if signature.typed else None
-        while self._unencoded:
-            future, request = self._unencoded.popleft()
-            try:
-                self._backlog.append(Pending(future, self._encoder.encode(request)))
-            except RingServeError as error:
-                self.waiting -= 1
-                if not future.done():
-                    future.set_exception(error)
-        self._refill()
+        self._typed = signature.typed
+        may_hold = self._queue.may_hold if SOCKET_TO_SLAB else bool  # bool() is false
+        self._delivery = Delivery(signature, self._queue.release, may_hold)
+        self._queue.open_lane(lane, signature)
 
     def attach(self, worker_id: str, link: FrontLink) -> None:
         self._last_link += 1
@@ -135,34 +238,21 @@ class Dispatcher:
         self._on_bell(state)  # what it finished before it died
         if worker_id not in self._links:
             return  # it was leaving, and that was all it had
-        started = state.link.commands.taken
-        requeued = []
-        for batch in state.outstanding:
-            if batch.sequence < started:
-                batch.fail(error)
-                self._release(batch)
-            else:
-                self.waiting += len(batch.rows)
-                requeued.append(batch)
+        batches = list(state.outstanding)
         state.outstanding.clear()
-        self._full.extendleft(reversed(requeued))
+        for batch in reversed(batches):
+            if state.has_begun(batch):
+                batch.fail(error)
+                self._end(batch)
+            else:
+                self._queue.put_back(batch, was_sent=True)
         if state.on_detached is not None:
             self._notice_detached(state)
         else:
             self._drop(state)
         if not self._serviceable:
             self._fail_waiting(NoWorker(f"{self.label} has no worker"))
-        self._refill()
-        self._pump()
-        self._notice_idle()
-
-    def check_stuck(self, now_ns: int) -> None:
-        """Report workers that have executed one batch for longer than the response timeout."""
-        limit_ns = self.response_timeout_s * 1_000_000_000
-        for state in self._links.values():
-            if state.outstanding and now_ns - state.since_ns > limit_ns > 0 and not state.reported_stuck:
-                state.reported_stuck = True
-                self.on_stuck(state.worker_id)
+        self._go_on()
 
     def close(self, on_closed: Callable[[], None]) -> None:
         """No more requests will come; `on_closed` is called once every one that came is answered."""
@@ -176,56 +266,38 @@ class Dispatcher:
             for batch in state.outstanding:
                 batch.fail(error)
 
-    # ---- inside
+    def describe_memory(self) -> str:
+        """One line: where the slabs are."""
+        free, total = self._queue.counts()
+        fills = {id(batch.fill) for state in self._links.values() for batch in state.outstanding}
+        held = max(0, total - free - len(fills) - self._queue.lined_up())
+        return f"dispatcher {self.label}: free slabs {free} of {total}, waiting {self.waiting}, held {held}"
 
-    def _place(self, pending: Pending) -> bool:
-        """Into the open slab, or a fresh one; False when no slab is free."""
-        self._row_id += 1
-        batch = self._open
-        if batch is not None:
-            if self._added(batch, pending):
-                return True
-            self._full.append(batch)
-            self._open = None
-        if not self._free:
-            return False
-        batch = self._open = SlabBatch(self._free.pop(), time.monotonic_ns())
-        added = self._added(batch, pending)
-        assert added, "an empty slab takes any payload"
-        return True
+    # ---- to the workers
 
-    def _added(self, batch: SlabBatch, pending: Pending) -> bool:
-        try:
-            if not batch.try_add(pending, self._row_id):
-                return False
-        except OutOfSharedMemory as error:
-            self.waiting -= 1
-            pending.fail(OutOfResources(f"The request does not fit into memory: {error}"))
-            return True
-        if len(batch.rows) == self.policy.rows_max:
-            self._full.append(batch)
-            self._open = None
-        return True
+    def _pump_soon(self) -> None:
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
 
-    def _refill(self) -> None:
-        while self._backlog:
-            if self._backlog[0].future.done():  # the client is gone before its turn
-                self._backlog.popleft()
-                self.waiting -= 1
-            elif self._place(self._backlog[0]):
-                self._backlog.popleft()
-            else:
-                return
+    def _go_on(self) -> None:
+        self._queue.refill()
+        self._pump()
+        self._notice_idle()
 
     def _pump(self) -> None:
         self._pump_due = False
         while (state := self._least_loaded()) is not None:
-            batch = self._next_batch(len(state.outstanding))
-            if batch is None:
-                return
-            self._send(batch, state)
-            if self._backlog:
-                self._refill()
+            batch = self._queue.next_batch(len(state.outstanding))
+            if isinstance(batch, Batch):
+                self._send(batch, state)
+                self._queue.refill()
+                continue
+            if isinstance(batch, WaitUntil):
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = self._loop.call_later(max(0, batch.at_ns - time.monotonic_ns()) / 1e9, self._pump)
+            return
 
     def _least_loaded(self) -> LinkState | None:
         best, fewest = None, OUTSTANDING_MAX
@@ -234,48 +306,53 @@ class Dispatcher:
                 best, fewest = state, len(state.outstanding)
         return best
 
-    def _next_batch(self, outstanding: int) -> SlabBatch | None:
-        if self._full:
-            return self._full.popleft()
-        batch = self._open
-        if batch is None or not batch.rows:
-            return None
-        now_ns = time.monotonic_ns()
-        decision = self.policy.decide(len(batch.rows), batch.oldest_ns, outstanding, now_ns)
-        if isinstance(decision, Hold):
-            return None
-        if isinstance(decision, WaitUntil):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_later((decision.at_ns - now_ns) / 1e9, self._pump)
-            return None
-        self._open = None
-        return batch
-
-    def _send(self, batch: SlabBatch, state: LinkState) -> None:
-        link = state.link
+    def _send(self, batch: Batch, state: LinkState) -> None:
+        link, fill = state.link, batch.fill
         batch.sequence = state.pushed
         try:
-            for parcel in batch.parcels:
-                link.send_parcel(parcel)
-            pushed = link.commands.try_push(Entry(batch.sequence, batch.slab.index, len(batch.rows)))
+            if fill.parcels:
+                for pending in batch.rows:
+                    if pending is not None and pending.parcel is not None:
+                        link.send_parcel(pending.parcel)
+            command = Command(
+                batch.sequence, fill.slab.index, batch.first, len(batch.rows), batch.out_at, batch.out_bytes
+            )
+            pushed = link.commands.try_push(command)
             assert pushed, "the ring holds more entries than a worker may have outstanding"
             link.bell.ring()
         except PeerGone:
             # It died a moment ago; the supervisor will say so. The batch was not started and goes to another worker.
             self._silence(state)
-            self._full.appendleft(batch)
+            self._queue.put_back(batch, was_sent=False)
             return
         state.pushed += 1
-        if not state.outstanding:
-            state.since_ns = time.monotonic_ns()
         state.outstanding.append(batch)
-        self.waiting -= len(batch.rows)
+        self._queue.sent(batch)
+        if state.timer is None and self.limits.response_timeout_s:
+            state.timer = self._loop.call_later(self.limits.response_timeout_s, self._look, state)
+
+    def _look(self, state: LinkState) -> None:
+        """Has this worker executed one batch for longer than it may? It may be busy with another front end's, too: what counts
+        is when it took ours."""
+        state.timer = None
+        if not state.outstanding or state.reported_stuck:
+            return
+        left_s = float(self.limits.response_timeout_s)
+        if state.has_begun(state.outstanding[0]):
+            since_ns = max(state.link.commands.taken_ns, state.heard_ns)
+            left_s -= (time.monotonic_ns() - since_ns) / 1e9
+        if left_s > 0:
+            state.timer = self._loop.call_later(left_s, self._look, state)
+        else:
+            state.reported_stuck = True
+            self.on_stuck(state.worker_id)
+
+    # ---- from the workers
 
     def _on_bell(self, state: LinkState) -> None:
         try:
             for _ in range(state.link.listener.collect() if state.believed else 0):
-                self._complete(state)
+                self._heard(state, state.link.completions.take())
         except PeerGone:
             self._silence(state)
             self._loop.call_later(GONE_S_MAX, self._doubt, state.worker_id, state.number)
@@ -287,9 +364,7 @@ class Dispatcher:
             self.on_stuck(state.worker_id)
         if state.on_detached is not None:
             self._notice_detached(state)
-        self._refill()
-        self._pump()
-        self._notice_idle()
+        self._go_on()
 
     def _doubt(self, worker_id: str, number: int) -> None:
         """A link that closed while its process lives: nothing will ever be answered through it. Known by its number, for a
@@ -298,16 +373,41 @@ class Dispatcher:
         if state is not None and state.number == number:
             self.on_stuck(worker_id)
 
-    def _complete(self, state: LinkState) -> None:
-        entry = state.link.completions.take()
+    def _heard(self, state: LinkState, entry: Completion) -> None:
         if not state.outstanding or state.outstanding[0].sequence != entry.sequence:
             raise ShmError(f"completion of batch {entry.sequence}, which is not the oldest outstanding one")
-        overflow = state.link.receive_parcel() if entry.status == STATUS_OVERFLOW else None
+        if entry.status == STATUS_CHUNK:
+            self._pass_on(state, entry)
+        else:
+            self._complete(state, entry)
+
+    def _pass_on(self, state: LinkState, entry: Completion) -> None:
+        """A chunk of streamed answers. Credit for it goes back in the order the chunks came."""
+        assert self._delivery is not None
+        batch, state.heard_ns = state.outstanding[0], time.monotonic_ns()
+        region = batch.fill.slab.bytes_out[entry.chunk_at : entry.chunk_at + entry.chunk_bytes]
+
+        def give_credit() -> None:
+            while state.frames and state.frames[0].left <= 0:
+                state.frames.popleft()
+                if state.alive:
+                    try:
+                        state.link.credits.ring()
+                    except PeerGone:
+                        self._silence(state)
+
+        frame = Frame(1, give_credit)
+        state.frames.append(frame)
+        self._delivery.pass_on(batch, region, frame)
+
+    def _complete(self, state: LinkState, entry: Completion) -> None:
+        assert self._delivery is not None
+        overflow = Overflow(state.link.receive_parcel()) if entry.status == STATUS_OVERFLOW else None
         batch = state.outstanding.popleft()
-        state.since_ns = time.monotonic_ns()
         state.reported_stuck = False
+        self._drain.answered(batch.count)
         try:
-            mismatched = batch.deliver(self._render, overflow)
+            mismatched = self._delivery.deliver(batch, overflow)
             if mismatched:
                 self.mismatched_replies += mismatched
                 logger.error("%d answers of worker %s belong to no request of its batch", mismatched, state.worker_id)
@@ -316,12 +416,19 @@ class Dispatcher:
             batch.fail(Internal(f"The answer could not be read: {error}."))
         finally:
             if overflow is not None:
-                overflow.close()
-            self._release(batch)
+                overflow.drop()
+            self._end(batch)
 
-    def _release(self, batch: SlabBatch) -> None:
-        batch.close_parcels()
-        self._free.append(batch.slab)
+    def _end(self, batch: Batch) -> None:
+        assert self._delivery is not None
+        self._delivery.end(batch)
+        if self._give_back_timer is None:
+            self._give_back_timer = self._loop.call_later(GIVE_BACK_S, self._give_back)
+
+    def _give_back(self) -> None:
+        """One look after another as long as there is something to give back; an idle server has none."""
+        more = self._queue.give_back()
+        self._give_back_timer = self._loop.call_later(GIVE_BACK_S, self._give_back) if more else None
 
     def _silence(self, state: LinkState) -> None:
         if state.alive:
@@ -337,25 +444,15 @@ class Dispatcher:
 
     def _drop(self, state: LinkState) -> None:
         self._silence(state)
+        if state.timer is not None:
+            state.timer.cancel()
         state.link.close()
         del self._links[state.worker_id]
 
+    # ---- the end
+
     def _fail_waiting(self, error: RingServeError) -> None:
-        for future, _ in self._unencoded:
-            if not future.done():
-                future.set_exception(error)
-        self._unencoded.clear()
-        for pending in self._backlog:
-            pending.fail(error)
-        self._backlog.clear()
-        if self._open is not None:
-            self._full.append(self._open)
-            self._open = None
-        while self._full:
-            batch = self._full.popleft()
-            batch.fail(error)
-            self._release(batch)
-        self.waiting = 0
+        self._queue.fail_all(error)
         self._notice_idle()
 
     @property
@@ -371,8 +468,9 @@ class Dispatcher:
             callback, self._on_idle = self._on_idle, None
             for state in list(self._links.values()):
                 self._drop(state)
-            if self._lane is not None:
-                self._free.clear()
-                self._lane.close()
-                self._lane = None
+            self._serviceable = False
+            self._deadlines.close()
+            if self._give_back_timer is not None:
+                self._give_back_timer.cancel()
+            self._queue.close_lane()
             callback()

@@ -1,20 +1,25 @@
 """The front ends, and the shared memory between them and the workers.
 
 Every front end has one lane per model version and one link per worker of it. A front end that dies is started again with the
-same listening socket and is given everything anew.
+same listening socket and is given everything anew; meanwhile the others take its share of the new connections, or the socket's
+queue keeps them. One that does not answer (stopped, or lost in a loop) is killed, so that neither its clients nor a change of
+what is registered wait for it for ever: whoever waits for a word of it goes on when it is gone.
+
+Several front ends count what waits for a version together, in a page of its own (server/admission.py).
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ringserve.protocol.errors import OutOfResources
-from ringserve.server.budget import describe_lane, lane_shape
+from ringserve.server.admission import QueuePage
+from ringserve.server.budget import describe_lane, lane_budget, lane_shape
 from ringserve.server.control import (
     Applied,
     AskQueues,
@@ -32,6 +37,7 @@ from ringserve.server.control import (
     Queues,
     Routes,
     ServeHttp,
+    ShareQueue,
     WorkerGone,
     WorkerStuck,
 )
@@ -50,16 +56,27 @@ logger = logging.getLogger("ringserve.fleet")
 RESTART_S = 0.5
 STARTUP_S_MAX = 60.0
 ASK_S_MAX = 2.0
+# Every so often each front end is asked for a sign of life; so many are missed in a row by one that is hung. Two, because all of
+# us may have been frozen together, and then only the clock has moved on.
+PULSE_S = 4.0
+PULSES_MISSED_MAX = 2
+# Longer than it takes to find out that a front end is hung.
+APPLY_S_MAX = (PULSES_MISSED_MAX + 1) * PULSE_S + 3.0
+RELINK_S = 5.0
 
 
 @dataclass(eq=False, slots=True)
 class FrontEndSlot:
-    """One wanted front end and the process that fills it. `attached` holds (version key, worker id)."""
+    """One wanted front end and the process that fills it. `attached` holds (version key, worker id), `shared` the versions of
+    whose queue page it knows."""
 
     index: int
     child: Child
     lanes: dict[int, tuple[Segment, LaneShape]] = field(default_factory=dict)
     attached: set[tuple[int, str]] = field(default_factory=set)
+    shared: set[int] = field(default_factory=set)
+    pulses_missed: int = 0
+    started_s: float = field(default_factory=time.monotonic)
 
     @property
     def ready(self) -> bool:
@@ -79,11 +96,15 @@ class FleetHooks:
 class Fleet:
     """Starts front ends, tells them everything, waits for what they must confirm."""
 
-    def __init__(self, sock: socket.socket, first: ServeHttp, hooks: FleetHooks) -> None:
+    def __init__(self, sock: socket.socket, first: ServeHttp, response_bytes_max: int, hooks: FleetHooks) -> None:
         self._socket = sock
         self._first = first
+        self._response_bytes_max = response_bytes_max
         self._hooks = hooks
         self._slots: list[FrontEndSlot] = []
+        self._pages: dict[int, QueuePage] = {}  # of every version, when there are several front ends
+        self._count = 0
+        self._watching: asyncio.Task[None] | None = None
         self._waiters: dict[tuple[object, ...], asyncio.Future[object]] = {}
         self._epochs = itertools.count(1)
         self._tokens = itertools.count(1)
@@ -93,8 +114,14 @@ class Fleet:
 
     async def start(self, count: int) -> None:
         """Start the front ends and wait until they listen. Raises `OutOfResources` when one does not."""
-        for index in range(count):
-            self._slots.append(FrontEndSlot(index, self._spawn(index)))
+        assert count > 0
+        self._count = count
+        try:
+            for index in range(count):
+                self._slots.append(FrontEndSlot(index, self._spawn(index)))
+        except OSError as error:
+            raise OutOfResources(f"A front end could not be started: {error}.") from None
+        self._watching = asyncio.ensure_future(self._watch())
         waiting = [self._expect((FrontEndReady, slot.index), STARTUP_S_MAX) for slot in self._slots]
         if None in await asyncio.gather(*waiting):
             raise OutOfResources(f"A front end did not start within {STARTUP_S_MAX:.0f} s.")
@@ -123,6 +150,7 @@ class Fleet:
             return
         try:
             slot.child = self._spawn(slot.index)
+            slot.started_s = time.monotonic()
         except OSError as error:
             logger.error("front end %d cannot be started: %s", slot.index, error)
             asyncio.get_running_loop().call_later(RESTART_S, self._restart, slot)
@@ -132,6 +160,10 @@ class Fleet:
             segment.close()
         slot.lanes.clear()
         slot.attached.clear()
+        slot.shared.clear()
+        slot.pulses_missed = 0
+        for page in self._pages.values():
+            page.clear(slot.index)
         for key, waiter in self._waiters.items():  # it will confirm nothing any more: what was asked ended with it
             if key[1] == slot.index and not waiter.done():
                 waiter.set_result(None if key[0] is FrontEndReady else True)
@@ -139,12 +171,40 @@ class Fleet:
     async def stop(self, drain_s: float) -> None:
         """Drain and end all front ends. Who connects from now on is refused: in the socket's queue nobody would answer."""
         self._stopping = True
+        if self._watching is not None:
+            self._watching.cancel()
         self._socket.close()
         running = [slot.child for slot in self._slots if slot.child.state is not State.GONE]
         for child in running:
             child.saw(Event.STOP_ASKED)
             child.send(Drain(drain_s))
         await asyncio.gather(*(child.stopped(drain_s + 5.0) for child in running))
+        for page in self._pages.values():
+            page.close()
+        self._pages.clear()
+
+    async def _watch(self) -> None:
+        """Find the front ends that live and do nothing. A killed one is started again like any that dies."""
+        while True:
+            await asyncio.gather(asyncio.sleep(PULSE_S), *(self._feel_pulse(slot) for slot in self._slots))
+
+    async def _feel_pulse(self, slot: FrontEndSlot) -> None:
+        child = slot.child
+        if child.state is State.STARTING and time.monotonic() - slot.started_s > STARTUP_S_MAX:
+            logger.error("front end %d does not start; killed", slot.index)
+            child.kill()
+        if not slot.ready:
+            return
+        token = next(self._tokens)
+        answer = self._expect((Queues, slot.index, token), PULSE_S)
+        child.send(AskQueues(token))
+        if await answer is not None:
+            slot.pulses_missed = 0
+            return
+        slot.pulses_missed += 1
+        if slot.pulses_missed >= PULSES_MISSED_MAX:
+            logger.error("front end %d (pid %d) does not answer; killed", slot.index, child.pid)
+            child.kill()
 
     # ---- what they say
 
@@ -165,7 +225,8 @@ class Fleet:
                 self._answer((LaneClosed, index, key), True)
             case Queues(token=token, waiting=waiting):
                 self._answer((Queues, index, token), waiting)
-            case WorkerStuck(key=key, worker_id=worker_id):
+            case WorkerStuck(key=key, worker_id=worker_id) if (key, worker_id) in slot.attached:
+                # Several may say so of one process; its successor, which has the same id, is not meant.
                 self._hooks.on_stuck(key, worker_id)
 
     def _answer(self, key: tuple[object, ...], value: object) -> None:
@@ -192,29 +253,55 @@ class Fleet:
 
     def _equip(self, slot: FrontEndSlot) -> None:
         """Give a fresh front end the routes and every ready worker."""
-        healthy, models = self._hooks.routes()
-        slot.child.send(Routes(next(self._epochs), healthy, models))
-        for version, worker in self._hooks.ready_workers():
-            with contextlib.suppress(OutOfResources):
-                self._link(slot, version, worker)
+        if self._stopping:
+            return
+        self._send_routes([slot], next(self._epochs))
+        self._link_missing(slot, slot.child)
 
-    async def publish(self, timeout_s: float = 10.0) -> None:
-        """Make every front end route by what is registered now, and wait until they do."""
-        healthy, models = self._hooks.routes()
+    def _link_missing(self, slot: FrontEndSlot, child: Child) -> None:
+        """Link a fresh front end with the workers that are ready. For what there is no memory now there may be some later."""
+        if slot.child is not child or not slot.ready:
+            return
+        try:
+            for version, worker in self._hooks.ready_workers():
+                if (version.key, worker.worker_id) not in slot.attached:
+                    self._link(slot, version, worker)
+        except OutOfResources as error:
+            logger.error("front end %d cannot reach a worker, trying again soon: %s", slot.index, error.message)
+            asyncio.get_running_loop().call_later(RELINK_S, self._link_missing, slot, child)
+
+    async def publish(self) -> None:
+        """Make every front end route by what is registered now, and wait until they do, or are gone."""
         epoch = next(self._epochs)
         ready = [slot for slot in self._slots if slot.ready]
-        waiting = [self._expect((Applied, slot.index, epoch), timeout_s) for slot in ready]
-        for slot in ready:
-            slot.child.send(Routes(epoch, healthy, models))
+        waiting = [self._expect((Applied, slot.index, epoch), APPLY_S_MAX) for slot in ready]
+        self._send_routes(ready, epoch)
         await asyncio.gather(*waiting)
 
     def announce(self) -> None:
         """`publish` without waiting."""
+        self._send_routes([slot for slot in self._slots if slot.ready], next(self._epochs))
+
+    def _send_routes(self, slots: Sequence[FrontEndSlot], epoch: int) -> None:
+        """What can be asked for; before it, the queue pages of versions that are new to a front end."""
         healthy, models = self._hooks.routes()
-        message = Routes(next(self._epochs), healthy, models)
-        for slot in self._slots:
-            if slot.ready:
-                slot.child.send(message)
+        keys = [route.key for model in models.values() for route in model.versions.values()] if self._count > 1 else []
+        for slot in slots:
+            for key in keys:
+                if key not in slot.shared:
+                    self._share_queue(slot, key)
+            slot.child.send(Routes(epoch, healthy, models))
+
+    def _share_queue(self, slot: FrontEndSlot, key: int) -> None:
+        slot.shared.add(key)
+        try:
+            page = self._pages.get(key)
+            if page is None:
+                page = self._pages[key] = QueuePage(self._count)
+        except OutOfSharedMemory as error:
+            logger.error("front end %d counts what waits for it alone: %s", slot.index, error)
+            return
+        slot.child.send(ShareQueue(key, slot.index), [page.fd])
 
     def link(self, version: ModelVersion, worker: WorkerSlot) -> None:
         """Connect a worker that has loaded with every front end. Raises `OutOfResources`."""
@@ -239,11 +326,18 @@ class Fleet:
 
     def _open_lane(self, slot: FrontEndSlot, version: ModelVersion) -> None:
         assert version.signature is not None
-        shape = lane_shape(version.signature, version.options.batch_size, version.max_workers)
-        segment = create_lane(shape)
-        logger.info(
-            "lane of %s %s to front end %d: %s", version.name, version.version, slot.index, describe_lane(shape)
+        budget = lane_budget(self._count)
+        shape = lane_shape(
+            version.signature,
+            version.options.batch_size,
+            version.max_workers,
+            request_bytes_max=self._first.request_bytes_max,
+            response_bytes_max=self._response_bytes_max,
+            budget=budget,
         )
+        segment = create_lane(shape)
+        said = describe_lane(shape, segment, budget)
+        logger.info("lane of %s %s to front end %d: %s", version.name, version.version, slot.index, said)
         slot.lanes[version.key] = (segment, shape)
         slot.child.send(OpenLane(version.key, shape, version.signature), [segment.fd])
 
@@ -274,10 +368,16 @@ class Fleet:
             lane = slot.lanes.pop(version.key, None)
             if lane is not None:
                 lane[0].close()
+            slot.shared.discard(version.key)
+        page = self._pages.pop(version.key, None)
+        if page is not None:
+            page.close()
         return answered
 
     async def queue_depth(self, key: int) -> int:
-        """How many requests of a version wait in all front ends; those that do not answer in time count as 0."""
+        """How many requests of a version wait in all front ends; one alone that does not answer in time counts as 0."""
+        if key in self._pages:
+            return self._pages[key].total
         token = next(self._tokens)
         ready = [slot for slot in self._slots if slot.ready]
         answers = [self._expect((Queues, slot.index, token), ASK_S_MAX) for slot in ready]

@@ -37,21 +37,22 @@ from ringserve.server.control import (
     Queues,
     Routes,
     ServeHttp,
+    ShareQueue,
     ToFrontEnd,
     WorkerGone,
     WorkerStuck,
 )
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.routes.connection import PredictionConnection
-from ringserve.server.routes.inference import Inference
+from ringserve.server.routes.inference import Inference, Timeouts
 from ringserve.server.routing import RouteTable
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import FrontLink
+from ringserve.shm.segment import Segment
 
 logger = logging.getLogger("ringserve.frontend")
 
-# How often stuck workers are looked for, and for how long a front end without supervisor answers what it has.
-TICK_S = 1.0
+# For how long a front end without supervisor answers what it has.
 ORPHAN_DRAIN_S = 10.0
 
 
@@ -61,6 +62,7 @@ class FrontEnd:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._table = RouteTable()
+        self._pages: dict[int, tuple[Segment, int]] = {}  # queue pages whose versions the next routes bring
         self._server: AsyncioServer | None = None
         self._draining: asyncio.Task[None] | None = None
         self._routed = asyncio.Event()
@@ -68,7 +70,8 @@ class FrontEnd:
 
     async def run(self, first: ServeHttp, sock: socket.socket) -> None:
         """Serve until drained. Until the supervisor has said what is served, connections wait in the socket's queue."""
-        inference = Inference(self._table, first.request_bytes_max)
+        timeouts = Timeouts(first.header_timeout_s, first.body_timeout_s, first.write_timeout_s)
+        inference = Inference(self._table, first.request_bytes_max, timeouts)
         # What exists now stays for good: the collector need not look at it again for every few thousand requests.
         gc.collect()
         gc.freeze()
@@ -77,9 +80,8 @@ class FrontEnd:
         await self._routed.wait()
         if self._draining is None:
             self._server = await start_serving(inference.app, sock, PredictionConnection)
-        ticking = asyncio.ensure_future(self._tick())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._describe_memory)
         await self._done.wait()
-        ticking.cancel()
 
     def _tell(self, message: Message) -> None:
         try:
@@ -108,6 +110,8 @@ class FrontEnd:
                 self._table.apply(message, self._watch_version)
                 self._routed.set()
                 self._tell(Applied(message.epoch))
+            case ShareQueue():
+                self._pages[message.key] = Segment.attach(fds[0]), message.own
             case OpenLane():
                 dispatchers[message.key].open_lane(Lane.attach(fds[0], message.shape), message.signature)
             case AttachWorker():
@@ -133,9 +137,15 @@ class FrontEnd:
 
     def _watch_version(self, key: int, dispatcher: Dispatcher) -> None:
         dispatcher.on_stuck = lambda worker_id: self._tell(WorkerStuck(key, worker_id))
+        if key in self._pages:
+            page, own = self._pages.pop(key)
+            dispatcher.admission.share(page.view, own)
+            page.close()
 
     def _close_lane(self, key: int) -> None:
         def closed() -> None:
+            if dispatcher is not None:
+                dispatcher.admission.unshare()
             self._table.dispatchers.pop(key, None)
             self._tell(LaneClosed(key))
 
@@ -145,12 +155,10 @@ class FrontEnd:
         else:
             dispatcher.close(closed)
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            now_ns = time.monotonic_ns()
-            for dispatcher in list(self._table.dispatchers.values()):
-                dispatcher.check_stuck(now_ns)
+    def _describe_memory(self) -> None:
+        """On SIGUSR1: where the slabs of every version are, into the log."""
+        for dispatcher in self._table.dispatchers.values():
+            logger.info("%s", dispatcher.describe_memory())
 
     # ---- the end
 

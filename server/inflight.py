@@ -1,106 +1,308 @@
-"""What is in flight: the rows of every slab between its first arrival and its last answer."""
+"""What is in flight: the requests, the rows they take in a slab, and the batches that carry those to the workers.
+
+    a row:  [receiving] ─▶ waiting ─▶ sent ─▶ over          its body arrives in place, or it is written at once
+                 └────────────┴─▶ a hole                     client gone, or its time is over; the next arrival fills it
+
+A batch is a range of rows of one slab. Usually that is all of them; while the body of a row is still arriving, the rows
+before and after it leave without it. The slab is free again when none of its rows needs its memory any more: answered, and,
+where the answer is sent straight from the slab, flushed.
+"""
 
 import asyncio
-import logging
+import time
 from collections import deque
 from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
 
-from ringserve.protocol.errors import Internal, RingServeError
-from ringserve.protocol.request import Answer
+from ringserve.protocol.errors import RingServeError
+from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.payloads import Payload
-from ringserve.server.replies import FLAG_ERROR, read_reply
 from ringserve.shm.lane import Slab
-from ringserve.shm.layout import REPLY_FLAGS, REPLY_ID
+from ringserve.shm.layout import ROW_CANCELLED, ROW_DEADLINE_NS, ROW_FLAGS
 from ringserve.shm.link import FrontLink
 from ringserve.shm.segment import Segment
+from ringserve.shm.spool import Spool
 
-logger = logging.getLogger("ringserve.dispatch")
+if TYPE_CHECKING:
+    from ringserve.server.sources import Frame, ReplyStream
 
 # One-off segments a batch may carry: their descriptors wait in the link's socket, whose buffer holds a few hundred.
 PARCELS_MAX = 64
 
-Renderer = Callable[[Slab, int], bytes]
+
+class State(IntEnum):
+    """Where a request is."""
+
+    BACKLOG = 0  # no slab has room for it yet
+    RECEIVING = 1  # its body is arriving in its row
+    WAITING = 2  # in its row, for a worker
+    SENT = 3
+    OVER = 4
 
 
-class Pending:
-    """A request that waits for its answer."""
+class Pending(asyncio.Future[Answer]):
+    """A request and the answer that somebody awaits. Cancelling it takes it out of the queue, or tells its worker.
 
-    __slots__ = ("future", "payload", "row_id")
+    `wait_until_ns` is when it must have been taken up by a worker, `deadline_ns` when it must be answered (CLOCK_MONOTONIC,
+    0: never).
+    """
 
-    def __init__(self, future: asyncio.Future[Answer], payload: Payload) -> None:
-        self.future = future
-        self.payload: Payload | None = payload
-        self.row_id = 0
+    __slots__ = (
+        "batch",
+        "binary",
+        "deadline_ns",
+        "fill",
+        "on_forsaken",
+        "parcel",
+        "payload",
+        "request",
+        "row",
+        "row_id",
+        "state",
+        "stream",
+        "wait_until_ns",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_forsaken: "Callable[[Pending], None]") -> None:
+        super().__init__(loop=loop)
+        self.on_forsaken = on_forsaken
+        self.state = State.BACKLOG
+        self.request: InferRequest | None = None  # until it is encoded
+        self.payload: Payload | None = None  # until it is in a slab
+        self.parcel: Segment | Spool | None = None  # what does not fit into a slab
+        self.fill: Fill | None = None
+        self.batch: Batch | None = None
+        self.row = self.row_id = 0
+        self.wait_until_ns = self.deadline_ns = 0
+        self.binary = False  # a typed answer is wanted as the bytes of its arrays
+        self.stream: ReplyStream | None = None
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """The client is gone."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.on_forsaken(self)
+        return cancelled
+
+    @property
+    def row_deadline_ns(self) -> int:
+        """After which no worker should begin with it; 0: never."""
+        if self.wait_until_ns and self.deadline_ns:
+            return min(self.wait_until_ns, self.deadline_ns)
+        return self.wait_until_ns or self.deadline_ns
 
     def fail(self, error: RingServeError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        """Answer with an error, unless it is answered or given up."""
+        if self.stream is not None:
+            self.stream.break_off()
+        elif not self.done():
+            self.set_exception(error)
+
+    def mark_cancelled(self) -> None:
+        """Tell the worker, which may have begun, that nobody waits for this row any more."""
+        if self.state is State.SENT and self.fill is not None:
+            self.fill.slab.table[self.row, ROW_FLAGS] = ROW_CANCELLED
+
+    def lift_deadline(self) -> None:
+        """The answer has begun: it may take its time."""
+        self.deadline_ns = self.wait_until_ns = 0
+        if self.fill is not None:
+            self.fill.slab.table[self.row, ROW_DEADLINE_NS] = 0
+
+    def close_parcel(self) -> None:
+        if self.parcel is not None:
+            self.parcel.close()
+            self.parcel = None
 
 
-class SlabBatch:
-    """A slab being filled, and then the batch it holds. `rows[i]` waits for row i."""
+class Fill:
+    """A slab and the requests in its rows. `rows[i]` is None where row i is a hole."""
 
-    __slots__ = ("oldest_ns", "parcels", "rows", "sequence", "slab", "used_bytes")
+    __slots__ = (
+        "capacity",
+        "holes",
+        "live",
+        "oldest_ns",
+        "out_used",
+        "parcels",
+        "queued",
+        "ready",
+        "rows",
+        "sealed",
+        "slab",
+        "used_bytes",
+    )
 
-    def __init__(self, slab: Slab, now_ns: int) -> None:
+    def __init__(self, slab: Slab) -> None:
         self.slab = slab
-        self.rows: list[Pending] = []
+        self.capacity = len(slab.table)
+        self.rows: list[Pending | None] = []
+        self.ready = 0  # rows that wait for a worker
+        self.live = 0  # rows that need the slab's memory
+        self.sealed = False  # no more arrivals
+        self.holes: list[int] = []  # rows nobody wants any more
         self.used_bytes = 0
-        self.oldest_ns = now_ns
-        self.parcels: list[Segment] = []
-        self.sequence = -1
+        self.out_used = 0
+        self.parcels = 0
+        self.oldest_ns = 0  # when its first row came
+        self.queued = False  # among those whose rows wait for a worker
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.rows) == self.capacity and not self.holes
+
+    def place(self, needed: int) -> tuple[int, int] | None:
+        """A row, and `needed` bytes of the region for it (offset); None when there is no room. Raises `OutOfSharedMemory`; nothing
+        has changed then."""
+        slab, at = self.slab, self.used_bytes
+        end = at + needed
+        if end > len(slab.bytes_in):
+            return None
+        row = self.holes[-1] if self.holes else len(self.rows)
+        if row == self.capacity:
+            return None
+        if row >= slab.rows_ready or end > slab.in_ready:
+            slab.reserve_row(row, end)
+        if self.holes:
+            self.holes.pop()
+        else:
+            self.rows.append(None)
+        self.used_bytes = end
+        return row, at
 
     def try_add(self, pending: Pending, row_id: int) -> bool:
-        """Write the request into the next row; False when the byte region has no room left for it. A payload that no
-        region could hold travels in a parcel. Raises `OutOfSharedMemory`; the row is untouched then."""
+        """Write a request into a row; False when there is no room. One that no region could hold travels in a parcel. Raises
+        `OutOfSharedMemory`; nothing has changed then."""
         payload = pending.payload
         assert payload is not None
-        row, needed = len(self.rows), payload.slab_bytes()
-        region = len(self.slab.bytes_in)
-        if needed > region:
-            if len(self.parcels) >= PARCELS_MAX:
-                return False
-            self.parcels.append(payload.write_parcel(self.slab, row, row_id))
-        elif self.used_bytes + needed > region:
+        needed, parcel = payload.slab_bytes(), None
+        too_long = needed > len(self.slab.bytes_in)
+        if too_long and self.parcels >= PARCELS_MAX:
             return False
-        else:
-            payload.write(self.slab, row, row_id, self.used_bytes)
-            self.used_bytes += needed
-        pending.row_id = row_id
-        pending.payload = None  # the bytes are in the slab; the request's own are free to go
-        self.rows.append(pending)
+        place = self.place(0 if too_long else needed)
+        if place is None:
+            return False
+        row, at = place
+        if too_long:
+            try:
+                parcel = payload.to_parcel()
+            except BaseException:
+                self.holes.append(row)
+                raise
+        payload.write(self.slab, row, at, row_id, pending.row_deadline_ns)
+        if parcel is not None:
+            pending.parcel = parcel
+            self.parcels += 1
+        self.enter(pending, row, row_id)
+        pending.state = State.WAITING
+        self.ready += 1
         return True
+
+    def enter(self, pending: Pending, row: int, row_id: int) -> None:
+        """The row is this request's now."""
+        if not self.live:
+            self.oldest_ns = time.monotonic_ns()
+        self.rows[row] = pending
+        self.live += 1
+        pending.fill, pending.row, pending.row_id = self, row, row_id
+        pending.payload = None  # the bytes are in the slab; the request's own are free to go
+
+    def punch(self, pending: Pending) -> None:
+        """A row that no worker was given is not wanted any more: the next arrival may have it."""
+        row = pending.row
+        assert self.rows[row] is pending
+        if pending.state is State.WAITING:
+            self.ready -= 1
+        pending.state = State.OVER
+        pending.close_parcel()
+        self.rows[row] = None
+        self.live -= 1
+        self.slab.table[row, ROW_FLAGS] = ROW_CANCELLED  # it may lie in the middle of a batch
+        if not self.live:
+            self.rows.clear()
+            self.holes.clear()
+            self.used_bytes = self.parcels = 0
+        elif not self.sealed:
+            self.holes.append(row)
+
+    def take(self) -> "Batch":
+        """The first rows that can leave together, as a batch. No row is added after that."""
+        assert self.ready > 0
+        self.sealed = True
+        rows = self.rows
+        first, end = 0, len(rows)
+        if self.ready < end:
+            first, end = self._range()
+        taken = rows[first:end]
+        count = 0
+        others = self.ready + sum(1 for each in rows if each is not None and each.state is State.RECEIVING)
+        batch = Batch(self, first, taken)
+        for pending in taken:
+            if pending is not None:
+                count += 1
+                pending.state = State.SENT
+                pending.batch = batch
+        self.ready -= count
+        batch.count = count
+        self._give_room(batch, others)
+        return batch
+
+    def _range(self) -> tuple[int, int]:
+        """From the first waiting row on, as far as rows wait or are holes."""
+        rows = self.rows
+        first = next(i for i, each in enumerate(rows) if each is not None and each.state is State.WAITING)
+        end = last = first
+        while end < len(rows):
+            each = rows[end]
+            if each is not None:
+                if each.state is not State.WAITING:
+                    break
+                last = end
+            end += 1
+        return first, last + 1
+
+    def _give_room(self, batch: "Batch", others: int) -> None:
+        """Its part of the region for answers: all that is left, or its share when other rows will need some."""
+        left = self.slab.out_ready - self.out_used
+        share = left if batch.count == others else left * batch.count // others
+        share -= share % 64 if batch.count != others else 0
+        batch.out_at, batch.out_bytes = self.out_used, share
+        self.out_used += share
+
+    def put_back(self, batch: "Batch") -> int:
+        """A batch that its worker never began: its rows wait again. Returns how many do."""
+        count = 0
+        for pending in batch.rows:
+            if pending is None:
+                continue
+            pending.batch = None
+            pending.state = State.WAITING
+            self.ready += 1
+            count += 1
+            if pending.done():
+                count -= 1
+                self.punch(pending)
+        return count
+
+
+class Batch:
+    """Rows of a slab on their way through a worker. `rows[i]` is the request of row `first + i`, None for a hole."""
+
+    __slots__ = ("count", "fill", "first", "out_at", "out_bytes", "rows", "sequence")
+
+    def __init__(self, fill: Fill, first: int, rows: list[Pending | None]) -> None:
+        self.fill = fill
+        self.first = first
+        self.rows = rows
+        self.count = 0  # rows that are none
+        self.sequence = -1
+        self.out_at = self.out_bytes = 0
 
     def fail(self, error: RingServeError) -> None:
         for pending in self.rows:
-            pending.fail(error)
-
-    def close_parcels(self) -> None:
-        for parcel in self.parcels:
-            parcel.close()
-        self.parcels.clear()
-
-    def deliver(self, render: Renderer | None, overflow: Segment | None) -> int:
-        """Give every row its own answer; returns how many reply lines did not carry their row's id. `render` makes the
-        body of a typed row, None for byte payloads."""
-        slab, mismatched = self.slab, 0
-        lines = slab.table[: len(self.rows), REPLY_ID:].tolist()
-        for row, (pending, line) in enumerate(zip(self.rows, lines, strict=True)):
-            future = pending.future
-            if line[0] != pending.row_id:
-                mismatched += 1
-                pending.fail(Internal("The worker's answer does not belong to this request; it was dropped."))
-            elif future.done():
-                continue  # the client is gone
-            elif render is not None and not line[REPLY_FLAGS - REPLY_ID] & FLAG_ERROR:
-                future.set_result(Answer(render(slab, row), "application/json"))
-            else:
-                reply = read_reply(slab, line, overflow)
-                if isinstance(reply, Answer):
-                    future.set_result(reply)
-                else:
-                    future.set_exception(reply)
-        return mismatched
+            if pending is not None:
+                pending.fail(error)
 
 
 class LinkState:
@@ -109,13 +311,15 @@ class LinkState:
     __slots__ = (
         "alive",
         "believed",
+        "frames",
+        "heard_ns",
         "link",
         "number",
         "on_detached",
         "outstanding",
         "pushed",
         "reported_stuck",
-        "since_ns",
+        "timer",
         "worker_id",
     )
 
@@ -123,10 +327,16 @@ class LinkState:
         self.worker_id = worker_id
         self.number = number  # tells the links of one worker id, over its restarts, apart
         self.link = link
-        self.outstanding: deque[SlabBatch] = deque()
+        self.outstanding: deque[Batch] = deque()
+        self.frames: deque[Frame] = deque()  # chunks of streamed answers that not all of their clients have taken
         self.pushed = 0
         self.alive = True
         self.believed = True  # until it breaks its ring
         self.on_detached: Callable[[], None] | None = None  # set: it is given nothing more
         self.reported_stuck = False
-        self.since_ns = 0  # when the oldest outstanding batch became the one being executed
+        self.heard_ns = 0  # when it last sent a chunk
+        self.timer: asyncio.TimerHandle | None = None  # until when it must have answered
+
+    def has_begun(self, batch: Batch) -> bool:
+        """Whether the worker has taken this batch of its up."""
+        return batch.sequence < self.link.commands.taken

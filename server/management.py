@@ -52,6 +52,7 @@ class Registration:
     synchronous: bool = True
     response_timeout_s: int | None = None
     startup_timeout_s: int | None = None
+    queue_timeout_s: int | None = None
     at_startup: bool = False
 
 
@@ -137,6 +138,7 @@ class Management:
             ),
             handler=wanted.handler or manifest.handler,
             loaded_at_startup=wanted.at_startup,
+            queue_timeout_s=_first(config.queue_timeout_s, wanted.queue_timeout_s, settings.default_queue_timeout_s),
         )
         key = self.registry.next_key()
         url = wanted.url or ""
@@ -316,6 +318,8 @@ class Management:
             fill=version.unpacked.config.batching == "fill",
             queue_size=options.queue_size,
             response_timeout_s=options.response_timeout_s,
+            queue_timeout_ms=max(0, options.queue_timeout_s) * 1000,
+            request_timeout_ms=version.unpacked.config.client_timeout_ms,
         )
 
     @property

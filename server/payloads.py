@@ -23,15 +23,19 @@ from ringserve.shm.layout import (
     REQUEST_WORDS,
     ROW_BODY_AT,
     ROW_BYTES,
+    ROW_CANCELLED,
+    ROW_FLAGS,
     ROW_HEAD_AT,
     ROW_HEAD_BYTES,
     ROW_PARCEL_BYTES,
     align,
 )
 from ringserve.shm.segment import Segment
+from ringserve.shm.spool import Spool, Windows
 
-Buffer = bytes | memoryview
+Buffer = bytes | bytearray | memoryview
 KIND_LISTS_MAX = 8
+NO_REGION = 1 << 62  # more bytes than any slab has room for
 
 
 class Payload(Protocol):
@@ -40,11 +44,15 @@ class Payload(Protocol):
     def slab_bytes(self) -> int:
         """Bytes it takes of the slab's byte region."""
 
-    def write(self, slab: Slab, row: int, row_id: int, used_bytes: int) -> None:
-        """Fill row `row`; the byte region is free from `used_bytes` on."""
+    def to_parcel(self) -> Segment | Spool:
+        """The bytes in a one-off segment, for a row whose slab has no room for them. Raises `OutOfSharedMemory`. `write` refers
+        to it from then on."""
 
-    def write_parcel(self, slab: Slab, row: int, row_id: int) -> Segment:
-        """Fill row `row` with a reference and put the bytes into a one-off segment. Raises `OutOfSharedMemory`."""
+    def write(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> None:
+        """Fill row `row`; its bytes go to `at` in the byte region."""
+
+    def open(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> list[memoryview]:
+        """Fill row `row` but for the body, which somebody will write into these places, one after the other."""
 
 
 class TypedPayload:
@@ -58,50 +66,101 @@ class TypedPayload:
     def slab_bytes(self) -> int:
         return 0
 
-    def write(self, slab: Slab, row: int, row_id: int, used_bytes: int) -> None:
+    def to_parcel(self) -> Segment | Spool:
+        raise AssertionError("typed rows always fit: the slab was sized for them")
+
+    def write(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> None:
         for rows, buffer in zip(slab.input_rows, self.buffers, strict=True):
             length = len(buffer)
             rows[row * length : row * length + length] = buffer
-        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, row_id, 0, 0, 0, 0, 0, 0, 0)
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, row_id, deadline_ns, 0, 0, 0, 0, 0, 0)
 
-    def write_parcel(self, slab: Slab, row: int, row_id: int) -> Segment:
-        raise AssertionError("typed rows always fit: the slab was sized for them")
+    def open(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> list[memoryview]:
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, row_id, deadline_ns, 0, 0, 0, 0, 0, 0)
+        places = []
+        for rows in slab.input_rows:
+            length = len(rows) // len(slab.table)
+            places.append(rows[row * length : row * length + length])
+        return places
 
 
 class BytesPayload:
-    """A row of a model that declares nothing: head and body."""
+    """A row of a model that declares nothing: head and body. Without `bodies`, the body is still to come."""
 
-    __slots__ = ("bodies", "body_bytes", "head")
+    __slots__ = ("bodies", "body_bytes", "head", "parcel_bytes")
 
-    def __init__(self, head: bytes, bodies: Sequence[bytes]) -> None:
+    def __init__(self, head: bytes, bodies: Sequence[Buffer], body_bytes: int | None = None) -> None:
         self.head = head
         self.bodies = bodies
-        self.body_bytes = sum(map(len, bodies))
+        self.body_bytes = sum(map(len, bodies)) if body_bytes is None else body_bytes
+        self.parcel_bytes = 0
 
     def slab_bytes(self) -> int:
         # The body starts a cache line, so that a handler's view of it is aligned.
         return align(len(self.head)) + align(self.body_bytes)
 
-    def _copy(self, memory: memoryview, at: int) -> int:
-        head_bytes = len(self.head)
-        memory[at : at + head_bytes] = self.head
-        body_at = place = at + align(head_bytes)
+    def _copy(self, memory: memoryview, at: int) -> None:
+        memory[at : at + len(self.head)] = self.head
+        place = at + align(len(self.head))
         for body in self.bodies:
             memory[place : place + len(body)] = body
             place += len(body)
-        return body_at
 
-    def write(self, slab: Slab, row: int, row_id: int, used_bytes: int) -> None:
-        body_at = self._copy(slab.bytes_in, used_bytes)
-        line = (row_id, 0, 0, used_bytes, len(self.head), body_at, self.body_bytes, 0)
-        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
-
-    def write_parcel(self, slab: Slab, row: int, row_id: int) -> Segment:
+    def to_parcel(self) -> Segment | Spool:
         parcel = Segment.create_parcel(max(self.slab_bytes(), 1))
-        body_at = self._copy(parcel.view, 0)
-        line = (row_id, 0, 0, 0, len(self.head), body_at, self.body_bytes, parcel.size_bytes)
-        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
+        self._copy(parcel.view, 0)
+        self.parcel_bytes = parcel.size_bytes
         return parcel
+
+    def write(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> None:
+        if self.parcel_bytes:
+            at = 0
+        else:
+            self._copy(slab.bytes_in, at)
+        head_bytes = len(self.head)
+        line = (row_id, deadline_ns, 0, at, head_bytes, at + align(head_bytes), self.body_bytes, self.parcel_bytes)
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
+
+    def open(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> list[memoryview]:
+        self.write(slab, row, at, row_id, deadline_ns)
+        body_at = at + align(len(self.head))
+        return [slab.bytes_in[body_at : body_at + self.body_bytes]]
+
+
+class SpooledPayload:
+    """A body that arrived in a one-off segment of its own; the head follows it there."""
+
+    __slots__ = ("body_bytes", "head", "spool")
+
+    def __init__(self, head: bytes, spool: Spool) -> None:
+        self.head = head
+        self.spool = spool
+        self.body_bytes = spool.written
+
+    def slab_bytes(self) -> int:
+        return NO_REGION
+
+    def to_parcel(self) -> Segment | Spool:
+        if self.spool.written == self.body_bytes:  # it may be asked again, where the first slab had no room
+            self.spool.write(bytes(align(self.body_bytes) - self.body_bytes) + self.head)
+            self.spool.finish()
+        return self.spool
+
+    def write(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> None:
+        line = (
+            row_id,
+            deadline_ns,
+            0,
+            align(self.body_bytes),
+            len(self.head),
+            0,
+            self.body_bytes,
+            self.spool.size_bytes,
+        )
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
+
+    def open(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> list[memoryview]:
+        raise AssertionError("a spooled body has arrived")
 
 
 class BytesEncoder:
@@ -109,12 +168,21 @@ class BytesEncoder:
 
     def encode(self, request: InferRequest) -> BytesPayload:
         if request.parts is None:
-            parts: tuple[Part, ...] = (Part("body", request.content_type, 0, len(request.body)),)
-            bodies: Sequence[bytes] = (request.body,)
-        else:
-            bodies = [part.data for part in request.parts]
-            parts = tuple(_placed(request))
-        return BytesPayload(encode_head(RequestHead(request.request_id, dict(request.headers), parts)), bodies)
+            return BytesPayload(_plain_head(request, len(request.body)), (request.body,))
+        head = encode_head(RequestHead(request.request_id, dict(request.headers), tuple(_placed(request))))
+        return BytesPayload(head, [part.data for part in request.parts])
+
+    def expect(self, request: InferRequest, body_bytes: int) -> BytesPayload:
+        """The payload of a request whose body is still to come."""
+        return BytesPayload(_plain_head(request, body_bytes), (), body_bytes)
+
+    def encode_spooled(self, request: InferRequest, spool: Spool) -> Payload:
+        return SpooledPayload(_plain_head(request, spool.written), spool)
+
+
+def _plain_head(request: InferRequest, body_bytes: int) -> bytes:
+    part = Part("body", request.content_type, 0, body_bytes)
+    return encode_head(RequestHead(request.request_id, dict(request.headers), (part,)))
 
 
 def _placed(request: InferRequest) -> list[Part]:
@@ -141,9 +209,7 @@ class TypedEncoder:
         if request.content_type.startswith("application/json"):
             return TypedPayload(self._from_json(request.body))
         body = request.body
-        if len(body) != self._row_bytes:
-            declared = ", ".join(map(str, self._inputs))
-            raise BadRequest(f"Body: expected {self._row_bytes} bytes ({declared}), got {len(body)} bytes.")
+        self._check_bytes(len(body))
         if len(self._inputs) == 1:
             return TypedPayload((body,))
         buffers, at, view = [], 0, memoryview(body)
@@ -152,7 +218,26 @@ class TypedEncoder:
             at += spec.row_bytes
         return TypedPayload(buffers)
 
-    def _from_json(self, body: bytes) -> list[Buffer]:
+    def expect(self, request: InferRequest, body_bytes: int) -> TypedPayload | None:
+        """The payload of a request whose body is still to come, None for one that must be read before it is a row. Raises
+        `BadRequest`: a body of the wrong length need not even arrive."""
+        if request.content_type.startswith("application/json"):
+            return None
+        self._check_bytes(body_bytes)
+        return TypedPayload(())
+
+    def encode_spooled(self, request: InferRequest, spool: Spool) -> Payload:
+        windows = Windows(spool.fd, 0, spool.written)
+        body = b"".join(map(bytes, iter(windows.next, None)))
+        spool.close()
+        return self.encode(request._replace(body=body))
+
+    def _check_bytes(self, count: int) -> None:
+        if count != self._row_bytes:
+            declared = ", ".join(map(str, self._inputs))
+            raise BadRequest(f"Body: expected {self._row_bytes} bytes ({declared}), got {count} bytes.")
+
+    def _from_json(self, body: Buffer) -> list[Buffer]:
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -242,17 +327,26 @@ def _kind(value: object) -> str:
     return "a list of " * lists + names.get(type(value), type(value).__name__)
 
 
-def read_requests(slab: Slab, rows: int, receive_parcel: Callable[[], Segment]) -> tuple[list[Request], list[Segment]]:
-    """The worker's side of `BytesPayload`: rows 0..n as requests whose parts are read-only views, and the parcels to close
-    when the batch is answered."""
+_NOBODY = Request("", {}, ())
+
+
+def read_requests(
+    slab: Slab, first: int, rows: int, receive_parcel: Callable[[], Segment]
+) -> tuple[list[Request], list[Segment]]:
+    """The worker's side of `BytesPayload`: `rows` rows from `first` on as requests whose parts are read-only views, and the
+    parcels to close when the batch is answered. Every row's parcel is taken, for they come in the order of the rows. A row
+    that is cancelled is an empty request: it may be a hole, in which nothing was ever written."""
     requests, parcels = [], []
     region = slab.bytes_in.toreadonly()
-    for line in slab.table[:rows, :REQUEST_WORDS].tolist():
+    for line in slab.table[first : first + rows, :REQUEST_WORDS].tolist():
         memory = region
         if line[ROW_PARCEL_BYTES]:
             parcel = receive_parcel()
             parcels.append(parcel)
             memory = parcel.view.toreadonly()
+        if line[ROW_FLAGS] & ROW_CANCELLED:
+            requests.append(_NOBODY)
+            continue
         head_at, body_at = line[ROW_HEAD_AT], line[ROW_BODY_AT]
         head = decode_request_head(memory[head_at : head_at + line[ROW_HEAD_BYTES]])
         parts = [

@@ -22,6 +22,7 @@ class ServingOptions:
     startup_timeout_s: int
     handler: str
     loaded_at_startup: bool
+    queue_timeout_s: int = 0
 
 
 @dataclass(eq=False, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ringserve.server.batching import BatchPolicy
 from ringserve.server.control import ModelRoute, Routes, VersionRoute
-from ringserve.server.dispatch import Dispatcher
+from ringserve.server.dispatch import Dispatcher, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +50,5 @@ class RouteTable:
 
 def _dispatcher(route: VersionRoute) -> Dispatcher:
     policy = BatchPolicy(route.batch_size, route.batch_wait_ms * 1_000_000, route.fill)
-    label = f'Model "{route.model}" version {route.version}'
-    return Dispatcher(label, policy, route.queue_size, route.response_timeout_s)
+    limits = Limits(route.queue_size, route.queue_timeout_ms, route.request_timeout_ms, route.response_timeout_s)
+    return Dispatcher(f'Model "{route.model}" version {route.version}', policy, limits)

@@ -38,10 +38,15 @@ class Settings:
     models: tuple[str, ...] = ()
     inference_address: Address = Address("127.0.0.1", 8080)
     management_address: Address = Address("127.0.0.1", 8081)
+    frontends: int = 0  # 0: as many as the processors allow
     job_queue_size: int = 100
     default_workers_per_model: int = 0
     default_response_timeout_s: int = 120
     default_startup_timeout_s: int = 120
+    default_queue_timeout_s: int = 0  # 0: a request waits for a worker as long as it takes
+    header_timeout_s: int = 60
+    body_timeout_s: int = 120
+    write_timeout_s: int = 60
     unregister_model_timeout_s: int = 120
     max_request_size: int = 6_553_500
     max_response_size: int = 6_553_500
@@ -59,10 +64,15 @@ _HONOURED = {
     "load_models": "models",
     "inference_address": "inference_address",
     "management_address": "management_address",
+    "frontends": "frontends",
     "job_queue_size": "job_queue_size",
     "default_workers_per_model": "default_workers_per_model",
     "default_response_timeout": "default_response_timeout_s",
     "default_startup_timeout": "default_startup_timeout_s",
+    "default_queue_timeout": "default_queue_timeout_s",
+    "header_timeout": "header_timeout_s",
+    "body_timeout": "body_timeout_s",
+    "write_timeout": "write_timeout_s",
     "unregister_model_timeout": "unregister_model_timeout_s",
     "max_request_size": "max_request_size",
     "max_response_size": "max_response_size",
@@ -86,15 +96,21 @@ cpp_log_config ts_open_inference_protocol ts_header_key_sequence_id ts_header_ke
 ts_header_key_sequence_end debug model_server_home use_native_io io_ratio vmargs plugins_path NUM_WORKERS
 """
 _AT_LEAST = {
+    "frontends": 0,
     "job_queue_size": 1,
     "default_workers_per_model": 0,
     "default_response_timeout": 0,
     "default_startup_timeout": 0,
+    "default_queue_timeout": 0,
+    "header_timeout": 1,
+    "body_timeout": 1,
+    "write_timeout": 1,
     "unregister_model_timeout": 0,
     "max_request_size": 1,
     "max_response_size": 1,
 }
 INT_MAX = 2**31 - 1
+FRONT_ENDS_MAX = 256
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ENVIRONMENT = re.compile(r"\$\$([A-Za-z_][A-Za-z0-9_]*)\$\$")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -227,6 +243,8 @@ def check(settings: Settings) -> None:
                 f"{name}_address: expected a loopback address, got {address}: this version has no tokens, so whoever reaches"
                 " the address may use it. Say --disable-token-auth (disable_token_authorization=true) to serve it all the same."
             )
+    if settings.frontends > FRONT_ENDS_MAX:
+        raise ConfigError(f"frontends: expected at most {FRONT_ENDS_MAX}, got {settings.frontends}")
     if settings.inference_address == settings.management_address:
         raise ConfigError(
             f"management_address: expected another address than inference_address, got {settings.management_address} for both"

@@ -5,9 +5,11 @@ Stop:  management closes, front ends answer what they have, workers finish and e
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -19,17 +21,22 @@ from pathlib import Path
 import psutil
 
 from ringserve.server.app import BACKLOG, close_idle, start_serving, stop_accepting
+from ringserve.server.budget import front_ends_default
 from ringserve.server.control import ServeHttp
 from ringserve.server.fleet import Fleet, FleetHooks
 from ringserve.server.management import Management
 from ringserve.server.repository.store import ModelStore
 from ringserve.server.routes.management import ManagementRoutes
 from ringserve.server.settings import Address, ConfigError, Settings
+from ringserve.shm.link import END_FDS
 from ringserve.shm.segment import sweep_names
 
 logger = logging.getLogger("ringserve.supervisor")
 
 DRAIN_S = 30.0
+# More than that nobody needs, and programs that close whatever they might have inherited would be at it for minutes.
+FILES_MAX = 1 << 20
+FILES_MIN = 4096
 _WORK_DIR = re.compile(r"ringserve-(\d+)-\w+")
 
 
@@ -56,6 +63,25 @@ def make_work_dir(parent: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"ringserve-{os.getpid()}-", dir=parent))
 
 
+def raise_file_limit() -> int:
+    """As many open files as the system allows, for us and our children: every connection is one, every pair of front end and
+    worker some. Returns how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = FILES_MAX if limit == resource.RLIM_INFINITY else limit
+    if limit < FILES_MIN:
+        logger.warning(
+            "a process may open %d files only (RLIMIT_NOFILE): a front end needs one for every connection and %d for every worker",
+            limit,
+            END_FDS + 1,
+        )
+    return limit
+
+
 class Supervisor:
     """`run` starts and stops; `on_started` is called once when the listeners are up."""
 
@@ -71,18 +97,27 @@ class Supervisor:
         assert settings.model_store is not None
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop_requested)
+        raise_file_limit()
         inference = listen("inference", settings.inference_address)
         management_socket = listen("management", settings.management_address)
         sweep_names()
         work_dir = make_work_dir(Path(tempfile.gettempdir()))
         management = Management(settings, ModelStore(settings.model_store, work_dir))
-        first = ServeHttp(settings.max_request_size, package_version("ringserve"))
+        first = ServeHttp(
+            settings.max_request_size,
+            package_version("ringserve"),
+            settings.header_timeout_s,
+            settings.body_timeout_s,
+            settings.write_timeout_s,
+        )
         hooks = FleetHooks(management.routes, management.ready_workers, management.kill_stuck)
-        fleet = Fleet(inference, first, hooks)
+        fleet = Fleet(inference, first, settings.max_response_size, hooks)
         try:
             await management.load_at_startup(settings.models)
             management.fleet = fleet
-            await fleet.start(1)
+            front_ends = settings.frontends or front_ends_default()
+            logger.info("front ends: %d", front_ends)
+            await fleet.start(front_ends)
             routes = ManagementRoutes(management, settings.max_request_size)
             server = await start_serving(routes.app, management_socket)
             logger.info("Inference API bind to: %s", settings.inference_address)

@@ -80,6 +80,20 @@ def answer_buffers(answer: Answer, rid: str, *, keep_alive: bool, head_only: boo
     return (head + body,) if len(body) < JOINED_BYTES_MAX else (head, body)
 
 
+def streamed_head(answer: Answer, rid: str, *, keep_alive: bool, chunked: bool) -> bytes:
+    """The head of a response whose body comes from the answer's source: in chunks, with its length, or until the connection is
+    closed. Raises as `answer_buffers` does."""
+    assert answer.source is not None
+    head = _status_and_headers(answer).encode("utf-8", "surrogateescape")
+    length = b""
+    if chunked:
+        length = b"transfer-encoding: chunked\r\n"
+    elif answer.source.length is not None:
+        length = b"content-length: %d\r\n" % answer.source.length
+    end = b"x-request-id: %b\r\n%bconnection: %b\r\n\r\n"
+    return head + end % (rid.encode("ascii"), length, b"keep-alive" if keep_alive else b"close")
+
+
 def _status_and_headers(answer: Answer) -> str:
     if not 200 <= answer.status <= 999:
         raise PredictionFailed(f"The handler set status {answer.status!r}: expected a number from 200 to 999.")
@@ -101,4 +115,5 @@ def _status_and_headers(answer: Answer) -> str:
 
 
 def error_answer(error: RingServeError) -> Answer:
-    return Answer(error_body(error), "application/json", error.http_status)
+    headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return Answer(error_body(error), "application/json", error.http_status, headers=headers)

@@ -1,4 +1,4 @@
-"""The worker: one process, one model version, one device. It waits, views, executes and answers.
+"""The worker: one process, one model version, one device. It waits, takes a batch, executes (execution.py) and answers.
 
 Run as `python -P -m ringserve.server.worker CONTROL_FD`. The supervisor says over the control socket what to load and which
 lanes to serve; the doorbells of the lanes say when there is a batch. When the supervisor dies, the worker finishes what its
@@ -17,9 +17,9 @@ import threading
 import time
 from pathlib import Path
 
-from ringserve.backends.contract import Backend, Batch, LoadedModel
+from ringserve.backends.contract import Backend, LoadedModel
 from ringserve.backends.registry import create_backend
-from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
+from ringserve.protocol.errors import OutOfResources, RingServeError
 from ringserve.protocol.tensor import Signature
 from ringserve.server.control import (
     AtWork,
@@ -32,13 +32,13 @@ from ringserve.server.control import (
     StopWorker,
     ToWorker,
 )
-from ringserve.server.payloads import read_requests
-from ringserve.server.replies import STATUS_OVERFLOW, write_replies, write_typed_success
-from ringserve.shm.lane import Lane, Slab
+from ringserve.server.execution import Execution
+from ringserve.server.replies import STATUS_OVERFLOW
+from ringserve.server.streaming import Chunks
+from ringserve.shm.lane import Lane
 from ringserve.shm.link import WorkerLink
-from ringserve.shm.ring import Entry
-from ringserve.shm.segment import Segment
-from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, ShmError
+from ringserve.shm.ring import Command, Completion
+from ringserve.shm.shm_errors import PeerGone, RingCorrupt
 
 logger = logging.getLogger("ringserve.worker")
 
@@ -52,7 +52,19 @@ class ServedLane:
     def __init__(self, lane: Lane, link: WorkerLink) -> None:
         self.lane = lane
         self.link = link
+        self.chunks = Chunks(link)
         self.due = 0  # batches the doorbell has counted and nobody has taken yet
+
+    def take(self) -> Command:
+        """The next batch. Raises `RingCorrupt` when it lies outside of the lane."""
+        command, shape = self.link.commands.take(), self.lane.shape
+        if (
+            command.slab >= shape.slab_count
+            or command.first + command.rows > shape.rows
+            or command.out_at + command.out_bytes > shape.bytes_out
+        ):
+            raise RingCorrupt(f"{command} lies outside of {shape.slab_count} slabs of {shape.rows} rows")
+        return command
 
     def close(self) -> None:
         self.link.close()
@@ -64,9 +76,7 @@ class Worker:
 
     def __init__(self, channel: Channel, backend: Backend, signature: Signature, response_bytes_max: int) -> None:
         self._channel = channel
-        self._backend = backend
-        self._signature = signature
-        self._response_bytes_max = response_bytes_max
+        self._execution = Execution(backend, signature, response_bytes_max)
         self._lanes: dict[int, ServedLane] = {}  # by the descriptor of their doorbell
         self._poller = select.poll()
         self._at_work = False
@@ -138,61 +148,15 @@ class Worker:
             self._at_work = True
             with contextlib.suppress(ControlClosed):
                 self._channel.send(AtWork())
-        command = link.commands.take()
-        slab = served.lane.slabs[command.slab]
-        if self._signature.typed:
-            overflow = self._execute_typed(slab, command.rows)
-        else:
-            overflow = self._execute_bytes(slab, command.rows, link)
+        command = served.take()
+        overflow = self._execution.run(served.lane.slabs[command.slab], command, served.chunks, link.receive_parcel)
         if overflow is not None:
             link.send_parcel(overflow)
             overflow.close()
         status = STATUS_OVERFLOW if overflow is not None else 0
-        pushed = link.completions.try_push(Entry(command.sequence, command.slab, command.rows, status))
+        pushed = link.completions.try_push(Completion(command.sequence, command.slab, command.rows, status))
         assert pushed, "the front end may not have more batches outstanding than the ring holds"
         link.bell.ring()
-
-    def _execute_typed(self, slab: Slab, rows: int) -> Segment | None:
-        signature = self._signature
-        inputs = {spec.name: array[:rows] for spec, array in zip(signature.inputs, slab.inputs, strict=True)}
-        outputs = {spec.name: array[:rows] for spec, array in zip(signature.outputs, slab.outputs, strict=True)}
-        error = self._run(Batch(rows, inputs, outputs))
-        if error is None:
-            write_typed_success(slab, rows)
-            return None
-        return write_replies(slab, [error] * rows, self._response_bytes_max)
-
-    def _execute_bytes(self, slab: Slab, rows: int, link: WorkerLink) -> Segment | None:
-        parcels: list[Segment] = []
-        requests, parcels = read_requests(slab, rows, link.receive_parcel)
-        batch = Batch(rows, requests=requests)
-        error = self._run(batch)
-        if error is None and len(batch.replies) != rows:
-            error = PredictionFailed(f"number of batch response mismatched, expect: {rows}, got: {len(batch.replies)}.")
-        try:
-            return write_replies(slab, [error] * rows if error else batch.replies, self._response_bytes_max)
-        except OutOfSharedMemory as failure:
-            refusal = OutOfResources(f"The answer does not fit into memory: {failure}.")
-            return write_replies(slab, [refusal] * rows, self._response_bytes_max)
-        finally:
-            del requests, batch
-            for parcel in parcels:
-                parcel.close()
-
-    def _run(self, batch: Batch) -> RingServeError | None:
-        """Execute; an exception becomes the error that every row is answered with."""
-        try:
-            self._backend.execute(batch)
-        except RingServeError as error:
-            return error
-        except MemoryError:
-            logger.exception("the model ran out of memory")
-            return OutOfResources("Out of resources")
-        except BaseException:
-            # SystemExit and KeyboardInterrupt of a model are its failure, not our end.
-            logger.exception("the model raised")
-            return PredictionFailed("Prediction failed")
-        return None
 
 
 def _model_of(message: LoadModel) -> LoadedModel:
@@ -274,11 +238,12 @@ def main() -> None:
         worker = Worker(channel, backend, signature, message.response_bytes_max)
         try:
             worker.serve_forever()
-        except ShmError:
-            logger.exception("the lane cannot be served any longer")
-            sys.exit(1)
-        finally:
-            backend.close()
+        except Exception:
+            # At once: a thread of the model's would keep alive a worker that answers nobody.
+            logger.exception("the lanes cannot be served any longer")
+            sys.stdout.flush()
+            os._exit(1)
+        backend.close()
         if worker.orphaned:
             _end_group()
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ringserve.backends.contract import BatchControl
+
 STATUS_OK = 200
 CONTENT_TYPE = "content-type"
 
@@ -83,6 +85,26 @@ class RequestProcessor:
         return self.get_response_headers().get(key)
 
 
+class Cancelled:
+    """Which clients of a batch are gone, asked at that moment: `if context.cancelled:` is true when all of them are,
+    `context.cancelled[idx]` tells of one row."""
+
+    def __init__(self, control: BatchControl, rows: int) -> None:
+        self._control = control
+        self._rows = rows
+
+    def __bool__(self) -> bool:
+        return all(self._control.cancelled(row) for row in range(self._rows))
+
+    def __getitem__(self, idx: int) -> bool:
+        if not 0 <= idx < self._rows:
+            raise IndexError(f"row {idx} of a batch of {self._rows}")
+        return self._control.cancelled(idx)
+
+    def __len__(self) -> int:
+        return self._rows
+
+
 class Context:
     """Model facts, batch state and metrics. The arguments are TorchServe's, so handlers' own tests can build one."""
 
@@ -113,18 +135,28 @@ class Context:
         self.request_ids: dict[int, str] = {}
         # Outside a batch there is one row that knows nothing, so that `initialize` may use every method.
         self.request_processor: Sequence[RequestProcessor] = [RequestProcessor({})]
+        self.control = BatchControl()
         self.stopping_criteria: Any = None
         self.header_key_sequence_id = os.environ.get("TS_REQUEST_SEQUENCE_ID", "ts_request_sequence_id")
         self.header_key_sequence_start = os.environ.get("TS_REQUEST_SEQUENCE_START", "ts_request_sequence_start")
         self.header_key_sequence_end = os.environ.get("TS_REQUEST_SEQUENCE_END", "ts_request_sequence_end")
 
-    def begin_batch(self, request_ids: Sequence[str], processors: Sequence[RequestProcessor]) -> None:
+    def begin_batch(
+        self, request_ids: Sequence[str], processors: Sequence[RequestProcessor], control: BatchControl | None = None
+    ) -> None:
         """Replace everything that belongs to a batch. Row `i` has request id `i` and processor `i`."""
         assert len(request_ids) == len(processors)
+        self.control = BatchControl() if control is None else control
         self.request_ids = dict(enumerate(request_ids))
         self.request_processor = processors
         if self.metrics is not None:
             self.metrics.request_ids = request_ids
+
+    @property
+    def cancelled(self) -> Cancelled:
+        """Whether anybody still waits for the answers: true once every client of the batch is gone. Long computations ask
+        now and then and stop."""
+        return Cancelled(self.control, len(self.request_processor))
 
     def get_request_id(self, idx: int = 0) -> str | None:
         """The id of row `idx`."""

@@ -5,7 +5,9 @@ else on the path; any other request goes the ordinary way through Sanic. Plain p
 connection.py answers them.
 """
 
+import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,28 +16,53 @@ from sanic.exceptions import SanicException
 from sanic.http import Stage
 from sanic.request import Request
 
-from ringserve.protocol.errors import ModelNotFound, NotFound, NoWorker, RingServeError, VersionNotFound
+from ringserve.protocol.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ModelNotFound,
+    NotFound,
+    NoWorker,
+    RingServeError,
+    VersionNotFound,
+)
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, make_app, translate
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form, parse_form
+from ringserve.server.inflight import Pending
+from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, too_large_text
+from ringserve.server.routes.receiving import ChunkedBody, SizedBody
 from ringserve.server.routing import RouteTable
-from ringserve.server.wire import answer_buffers, error_answer, request_id
+from ringserve.server.wire import answer_buffers, error_answer, request_id, streamed_head
 
 PREFIX = "/predictions/"
+# How long a client waits for its answer, in milliseconds.
+TIMEOUT_HEADER = "x-request-timeout-ms"
+TIMEOUT_MS_MAX = 2**31 - 1
+HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_WORKER = (
     "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence inference,"
     " please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a client may take: for a head, for a body (and what its length adds), without reading of its answer."""
+
+    header_s: int = 60
+    body_s: int = 120
+    write_s: int = 60
+
+
 class Inference:
     """Answers requests by the routes that `table` holds at the moment."""
 
-    def __init__(self, table: RouteTable, request_bytes_max: int) -> None:
+    def __init__(self, table: RouteTable, request_bytes_max: int, timeouts: Timeouts) -> None:
         self.table = table
+        self.timeouts = timeouts
         self._request_bytes_max = request_bytes_max
-        self.app: App = make_app("ringserve-inference", request_bytes_max)
+        self.app: App = make_app("ringserve-inference", request_bytes_max, timeouts.header_s)
         self.app.ctx.inference = self
         methods = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
         self.app.add_route(self._ping, "/ping", methods=methods)
@@ -51,34 +78,138 @@ class Inference:
             await self.app.handle_request(request)
             return
         stream: Any = request.stream  # Sanic's Http; declared as its base
+        connection = stream.protocol
         headers = request.headers
         rid = request_id(headers.getone("x-request-id", None))
         try:
             dispatcher, rest = self.table.paths.get(request.path) or self._find(request.path)
-            if stream.request_body and not request.take_body():
-                await request.receive_body()
-            content_type = headers.getone("content-type", "")
-            body: bytes = request.body
-            parts = None
-            if is_form(content_type):
-                parts, body = parse_form(content_type, body), b""
             seen = {} if dispatcher.typed else handler_headers(headers.items(), rest)
-            answer = await dispatcher.submit(InferRequest(rid, content_type, seen, body, parts))
+            limit_ms = timeout_ms(headers.getone(TIMEOUT_HEADER)) if TIMEOUT_HEADER in headers else 0
+            binary = is_binary(headers.getone("accept", "").encode())
+            content_type = headers.getone("content-type", "")
+            wanted = InferRequest(rid, content_type, seen, b"", None, binary, limit_ms)
+            answer = await self._submitted(request, dispatcher, wanted)
             keep_alive = stream.keep_alive and answer.status < 400
-            buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
+            if answer.source is not None:
+                keep_alive = await self._send_source(request, answer, rid, keep_alive=keep_alive)
+            else:
+                buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
+                await _when_writable(connection)
+                keep_alive = connection.put(buffers) and keep_alive
         except (RingServeError, SanicException) as error:
             keep_alive = False
-            if stream.expecting_continue:
-                # The client still waits to be asked for its body, and the answer is that nobody wants it.
-                stream.expecting_continue, stream.request_body = False, None
+            # A client that still waits to be asked for its body sends none; another may be sending it.
+            unread = bool(stream.request_body) and not stream.expecting_continue
+            stream.expecting_continue, stream.request_body = False, None
             refusal = self.refusal(error, request.path)
-            buffers = answer_buffers(refusal, rid, keep_alive=False, head_only=stream.head_only)
-        protocol = stream.protocol
-        if not protocol._can_write.is_set():
-            await protocol._can_write.wait()
-        stream.keep_alive = protocol.put(buffers) and keep_alive
+            await _when_writable(connection)
+            connection.put(answer_buffers(refusal, rid, keep_alive=False, head_only=stream.head_only))
+            if unread:
+                ended = asyncio.Event()
+                connection.linger(ended.set)
+                await ended.wait()
+        stream.keep_alive = keep_alive
         stream.response_func = None
         stream.stage = Stage.IDLE
+
+    async def _submitted(self, request: SizedRequest, dispatcher: Dispatcher, wanted: InferRequest) -> Answer:
+        """Read the body, where there is one, and wait for the answer."""
+        stream: Any = request.stream
+        form = is_form(wanted.content_type)
+        if not stream.request_body:
+            return await self._enter(dispatcher, wanted, b"", form=form)
+        limit = self._request_bytes_max
+        if stream.request_bytes_left > limit:
+            raise BodyTooLarge(too_large_text(limit))
+        if request.take_body():
+            return await self._enter(dispatcher, wanted, request.body, form=form)
+        if not SOCKET_TO_SLAB:
+            await request.receive_body()
+            return await self._enter(dispatcher, wanted, request.body, form=form)
+        length: int = stream.request_bytes_left
+        chunked = stream.request_body == "chunked"
+        landing: Landing
+        if form:
+            dispatcher.refuse()
+            landing = GrowingLanding(limit) if chunked else BufferLanding(length)
+        elif chunked:
+            landing = dispatcher.land_unknown(wanted, limit)
+        else:
+            landing = dispatcher.land(wanted, length, limit)
+        await self._receive(stream, landing, length)
+        if form:
+            assert isinstance(landing, BufferLanding | GrowingLanding)
+            return await self._enter(dispatcher, wanted, landing.body, form=True)
+        return await landing.commit()
+
+    def _enter(self, dispatcher: Dispatcher, wanted: InferRequest, body: bytes | bytearray, *, form: bool) -> Pending:
+        parts = None
+        if form:
+            parts, body = parse_form(wanted.content_type, bytes(body)), b""
+        return dispatcher.submit(wanted._replace(body=body, parts=parts))
+
+    async def _receive(self, stream: Any, landing: Landing, length: int) -> None:
+        """The rest of a body, from Sanic's buffer and then from the socket."""
+        connection, received = stream.protocol, stream.recv_buffer
+        body: ChunkedBody | SizedBody = SizedBody(landing, length)
+        if stream.request_body == "chunked":
+            body = ChunkedBody(landing, self._request_bytes_max)
+        try:
+            if isinstance(body, ChunkedBody):
+                body.feed(bytes(received[2:]))  # behind the end of the head's last line
+                received.clear()
+                complete = body.done
+            else:
+                del received[: body.feed(bytes(received[:length]))]
+                complete = not body.left
+        except BaseException:
+            landing.abandon()
+            raise
+        if not complete:
+            if stream.expecting_continue:
+                stream.expecting_continue = False
+                connection.put((HTTP_CONTINUE,))
+            done = asyncio.get_running_loop().create_future()
+
+            def ended(error: Exception | None) -> None:
+                if done.done():
+                    return
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+            connection.receive(landing, body, length, ended)
+            await done
+        if isinstance(body, ChunkedBody):
+            received[:0] = body.rest
+        stream.request_body, stream.request_bytes_left, stream.expecting_continue = None, 0, False
+
+    async def _send_source(self, request: SizedRequest, answer: Answer, rid: str, *, keep_alive: bool) -> bool:
+        """Send what lies in shared memory or is still being made; whether the connection can go on."""
+        stream: Any = request.stream
+        source = answer.source
+        assert source is not None
+        # A client that knows no chunks is told the end of the body by the end of the connection.
+        framed = source.length is None and request.version == "1.1"
+        keep_alive = keep_alive and (framed or source.length is not None)
+        try:
+            head = streamed_head(answer, rid, keep_alive=keep_alive, chunked=framed)
+            await _when_writable(stream.protocol)
+        except BaseException:
+            source.close()
+            raise
+        if stream.head_only:
+            source.close()
+            return stream.protocol.put((head,)) and keep_alive
+        sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def on_sent(complete: bool) -> None:
+            if not sent.done():
+                sent.set_result(complete)
+
+        stream.protocol.send_source(head, source, framed=framed, on_sent=on_sent)
+        return await sent and keep_alive
 
     def refusal(self, error: BaseException, path: str) -> Answer:
         """How the prediction at `path` is answered that ended with `error`."""
@@ -107,6 +238,25 @@ def _segments(path: str) -> list[str]:
     while segments and not segments[-1]:
         segments.pop()
     return segments
+
+
+async def _when_writable(connection: Any) -> None:
+    if not connection._can_write.is_set():
+        await connection._can_write.wait()
+
+
+def timeout_ms(text: str) -> int:
+    """The client's patience. Raises `BadRequest`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) <= TIMEOUT_MS_MAX):
+        raise BadRequest(
+            f"Header {TIMEOUT_HEADER}: expected a whole number from 1 to {TIMEOUT_MS_MAX}, got {text[:64]!r}."
+        )
+    return int(text)
+
+
+def is_binary(accept: bytes | None) -> bool:
+    """Whether the client wants the bytes of a typed model's arrays instead of JSON."""
+    return accept == b"application/octet-stream"
 
 
 def handler_headers(headers: Iterable[tuple[str, str]], rest: str = "") -> dict[str, str]:

@@ -28,6 +28,9 @@ LOG_TAIL_LINES = 15
 @click.option("--model-store", type=click.Path(path_type=Path), help="Folder of model archives.")
 @click.option("--models", multiple=True, help="`all`, or `name=location` or `location`, one or more.")
 @click.option("--ts-config", type=click.Path(path_type=Path), help="A config.properties.")
+@click.option(
+    "--frontends", type=click.IntRange(min=1), help="Front-end processes; by default as the processors allow."
+)
 @click.option("--foreground", is_flag=True, help="Stay until stopped.")
 @click.option("--no-config-snapshots", "--ncs", is_flag=True, help="Neither write nor restore snapshots.")
 @click.option("--enable-model-api", is_flag=True, help="Allow registering and unregistering over the management API.")
@@ -38,6 +41,7 @@ def start(
     model_store: Path | None,
     models: tuple[str, ...],
     ts_config: Path | None,
+    frontends: int | None,
     foreground: bool,
     no_config_snapshots: bool,
     enable_model_api: bool,
@@ -56,6 +60,7 @@ def start(
             settings,
             model_store=model_store or settings.model_store,
             models=tuple(named) or settings.models,
+            frontends=frontends or settings.frontends,
             enable_model_api=enable_model_api or settings.enable_model_api,
             disable_token_authorization=disable_token_auth or settings.disable_token_authorization,
             snapshots=settings.snapshots and not no_config_snapshots,

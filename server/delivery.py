@@ -1,0 +1,143 @@
+"""From a finished batch, or a chunk of one, to those who wait for its rows.
+
+Every row is checked to carry the id it was given: an answer that belongs to another request is dropped and counted, never
+delivered.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from ringserve.protocol.errors import DeadlineExceeded, Internal, RingServeError
+from ringserve.protocol.payload import decode_reply_head
+from ringserve.protocol.request import Answer
+from ringserve.protocol.tensor import Signature
+from ringserve.server.chunks import read_frame
+from ringserve.server.inflight import Batch, Fill, Pending, State
+from ringserve.server.replies import (
+    DIRECT_BYTES_MIN,
+    FLAG_NOT_COMPUTED,
+    Overflow,
+    read_reply,
+    typed_bytes,
+    typed_renderer,
+)
+from ringserve.server.sources import Frame, Held, ReplyStream
+from ringserve.shm.layout import REPLY_FLAGS, REPLY_ID
+from ringserve.shm.shm_errors import RingCorrupt
+
+_FLAGS = REPLY_FLAGS - REPLY_ID
+EXPIRED = "The request's time was over before a worker took it up."
+
+
+class Delivery:
+    """How the rows of one version are answered. `on_row_over(fill)` follows every row that needs its memory no longer;
+    `may_hold` says whether the network may keep rows of a slab for as long as a client reads."""
+
+    def __init__(self, signature: Signature, on_row_over: Callable[[Fill], None], may_hold: Callable[[], bool]) -> None:
+        self._render = typed_renderer(signature) if signature.typed else None
+        self._on_row_over = on_row_over
+        self._may_hold = may_hold
+
+    def deliver(self, batch: Batch, overflow: Overflow | None) -> int:
+        """Give every row its own answer; returns how many reply lines did not carry their row's id."""
+        fill, mismatched = batch.fill, 0
+        lines = fill.slab.table[batch.first : batch.first + len(batch.rows), REPLY_ID:].tolist()
+        hold = partial(self._hold, fill) if self._may_hold() else None
+        render = self._render
+        for pending, line in zip(batch.rows, lines, strict=True):
+            if pending is None:
+                continue
+            pending.state = State.OVER
+            if line[0] != pending.row_id:
+                mismatched += 1
+                pending.fail(Internal("The worker's answer does not belong to this request; it was dropped."))
+            elif pending.stream is not None:
+                self._finish(pending.stream, fill, line, overflow)
+            elif pending.done():
+                pass  # the client is gone
+            elif render is not None and not line[_FLAGS]:
+                if pending.binary:
+                    pending.set_result(self._binary(fill, pending.row, hold))
+                else:
+                    pending.set_result(Answer(render(fill.slab, pending.row), "application/json"))
+            elif line[_FLAGS] & FLAG_NOT_COMPUTED:
+                pending.set_exception(DeadlineExceeded(EXPIRED))
+            else:
+                reply = read_reply(fill.slab, line, overflow, hold)
+                if isinstance(reply, RingServeError):
+                    pending.set_exception(reply)
+                else:
+                    pending.set_result(reply)
+        return mismatched
+
+    def _hold(self, fill: Fill) -> Callable[[], None]:
+        """One row more that keeps its slab; the caller's `end` gives back its own."""
+        fill.live += 1
+
+        def let_go() -> None:
+            fill.live -= 1
+            self._on_row_over(fill)
+
+        return let_go
+
+    def _binary(self, fill: Fill, row: int, hold: Callable[[], Callable[[], None]] | None) -> Answer:
+        body = typed_bytes(fill.slab, row)
+        if isinstance(body, bytes) or hold is None or len(body) < DIRECT_BYTES_MIN:
+            return Answer(bytes(body), "application/octet-stream")
+        return Answer(b"", "application/octet-stream", source=Held(body, hold()))
+
+    def end(self, batch: Batch) -> None:
+        """The worker has nothing to do with this batch any more."""
+        fill = batch.fill
+        for pending in batch.rows:
+            if pending is not None:
+                pending.state = State.OVER
+                pending.close_parcel()
+                fill.rows[pending.row] = None
+        fill.live -= batch.count
+        self._on_row_over(fill)
+
+    # ---- streamed answers
+
+    def pass_on(self, batch: Batch, chunk: memoryview, frame: Frame) -> None:
+        """Give the pieces of a chunk to their rows; `frame` counts them, and knows of one already: this look at them. Raises
+        `RingCorrupt`."""
+        pieces = read_frame(chunk)
+        frame.left += len(pieces)
+        for row, head, body in pieces:
+            if row >= len(batch.rows):
+                raise RingCorrupt(f"a chunk is about row {row} of a batch of {len(batch.rows)}")
+            pending = batch.rows[row]
+            if pending is None:
+                frame.taken()
+                continue
+            if pending.stream is None:
+                self._begin(pending, head)
+            if pending.stream is None:
+                frame.taken()  # nobody waits for it
+            else:
+                pending.stream.feed(body, frame)
+        frame.taken()
+
+    @staticmethod
+    def _begin(pending: Pending, encoded_head: bytes) -> None:
+        """The first piece of a row: its answer begins now."""
+        if pending.done():
+            return
+        try:
+            head = decode_reply_head(encoded_head)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RingCorrupt(f"a chunk begins an answer with a head that cannot be read: {error}") from None
+        pending.stream = ReplyStream(pending.mark_cancelled)
+        pending.lift_deadline()
+        pending.set_result(Answer(b"", None, head.status, head.phrase, head.headers, pending.stream))
+
+    @staticmethod
+    def _finish(stream: ReplyStream, fill: Fill, line: list[int], overflow: Overflow | None) -> None:
+        reply = Internal("") if line[_FLAGS] & FLAG_NOT_COMPUTED else read_reply(fill.slab, line, overflow, None)
+        if isinstance(reply, RingServeError):
+            stream.break_off()
+        else:
+            stream.finish(reply.body)

@@ -1,0 +1,27 @@
+"""How fast a version answers, for telling a refused client when to come back."""
+
+# The rate is that of the last period and what has passed of the present one.
+PERIOD_S = 2.0
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
+
+
+class DrainRate:
+    """Counts answers; looks at the clock only when it is asked. Times are seconds of a monotonic clock."""
+
+    __slots__ = ("_answered", "_began_s", "_per_s")
+
+    def __init__(self, now_s: float) -> None:
+        self._answered = 0
+        self._began_s = now_s
+        self._per_s = 0.0
+
+    def answered(self, count: int) -> None:
+        self._answered += count
+
+    def seconds_for(self, waiting: int, now_s: float) -> float:
+        """How long so many need at the present rate, from 1 to 60 s; 1 where there is none to go by."""
+        passed_s = now_s - self._began_s
+        if passed_s >= PERIOD_S:
+            self._per_s, self._answered, self._began_s = self._answered / passed_s, 0, now_s
+        rate = self._per_s or (self._answered / passed_s if passed_s > 0 else 0.0)
+        return min(max(waiting / rate, RETRY_S_MIN), RETRY_S_MAX) if rate else RETRY_S_MIN

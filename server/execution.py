@@ -1,0 +1,198 @@
+"""What a worker does with one batch: it looks which rows are still wanted, lets the backend run them, finds the one row that
+makes a batch fail, and writes every row's answer into the slab.
+
+A batch whose rows all live and succeed, which is nearly every one, runs on views of the slab and is answered in one step.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ringserve.backends.contract import Backend, Batch, BatchControl, Request, check_count
+from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
+from ringserve.protocol.tensor import Signature
+from ringserve.server.isolation import isolate
+from ringserve.server.payloads import read_requests
+from ringserve.server.replies import RowMark, RowReply, write_replies, write_typed_success
+from ringserve.server.streaming import Chunks, PartOf, RunningBatch
+from ringserve.shm.lane import Array, Slab
+from ringserve.shm.layout import ROW_DEADLINE_NS, ROW_FLAGS
+from ringserve.shm.ring import Command
+from ringserve.shm.segment import Segment
+from ringserve.shm.shm_errors import OutOfSharedMemory
+
+logger = logging.getLogger("ringserve.worker")
+
+# How long a worker may look for the rows that make a batch fail: the others wait meanwhile.
+RETRY_S_MAX = 2.0
+
+ReceiveParcel = Callable[[], Segment]
+
+
+def wanted_rows(slab: Slab, command: Command, now_ns: int) -> Sequence[int]:
+    """The rows of the batch, counted from its first, that somebody waits for and whose time is not over: usually all."""
+    # As Python's numbers: for the few rows of a batch that is faster than any array operation.
+    words = slab.table[command.first : command.first + command.rows, ROW_DEADLINE_NS : ROW_FLAGS + 1].tolist()
+    for deadline_ns, flags in words:
+        if flags or 0 < deadline_ns < now_ns:
+            return [row for row, (end_ns, flag) in enumerate(words) if not flag and not 0 < end_ns < now_ns]
+    return range(command.rows)
+
+
+class Execution:
+    """Runs batches. `response_bytes_max` is `max_response_size`; `retry_s_max` bounds the search for failing rows."""
+
+    def __init__(
+        self, backend: Backend, signature: Signature, response_bytes_max: int, retry_s_max: float = RETRY_S_MAX
+    ) -> None:
+        self._backend = backend
+        self._typed = signature.typed
+        self._input_names = [spec.name for spec in signature.inputs]
+        self._output_names = [spec.name for spec in signature.outputs]
+        self._response_bytes_max = response_bytes_max
+        self._retry_s_max = retry_s_max
+
+    def run(self, slab: Slab, command: Command, chunks: Chunks, receive_parcel: ReceiveParcel) -> Segment | None:
+        """Answer every row of the batch, in the slab and in the returned overflow parcel. Raises `ShmError` when the memory
+        does not hold what the command says."""
+        control = RunningBatch(slab, command, chunks, self._response_bytes_max, typed=self._typed)
+        if self._typed:
+            return self._run_typed(slab, command, control)
+        return self._run_bytes(slab, command, control, receive_parcel)
+
+    # ---- arrays
+
+    def _run_typed(self, slab: Slab, command: Command, control: RunningBatch) -> Segment | None:
+        rows = wanted_rows(slab, command, time.monotonic_ns())
+
+        def attempt(group: Sequence[int], is_retry: bool) -> RingServeError | None:
+            return self._attempt_typed(slab, command, control, group, is_retry)
+
+        error = attempt(rows, False) if rows else None
+        if error is None and len(rows) == command.rows:
+            control.close()
+            write_typed_success(slab, command.first, command.rows)
+            return None
+        failed = {} if error is None else self._isolated(rows, error, attempt, control)
+        outcomes: list[RowReply] = [RowMark.NOT_COMPUTED] * command.rows
+        for row in rows:
+            outcomes[row] = failed.get(row, RowMark.IN_ARRAYS)
+        return self._written(slab, control.close(), outcomes)
+
+    def _attempt_typed(
+        self, slab: Slab, command: Command, control: RunningBatch, group: Sequence[int], is_retry: bool
+    ) -> RingServeError | None:
+        """Run some rows. Neighbours are views of the slab; others are put next to each other, and their results back."""
+        count, start = len(group), command.first + group[0]
+        view = control if count == command.rows else PartOf(control, group, command.rows)
+        if group[-1] - group[0] + 1 == count:
+            inputs = [array[start : start + count] for array in slab.inputs]
+            outputs = [array[start : start + count] for array in slab.outputs]
+            return self._execute(self._typed_batch(count, inputs, outputs, view, is_retry))
+        at = [command.first + row for row in group]
+        outputs = [np.empty((count, *array.shape[1:]), array.dtype) for array in slab.outputs]
+        batch = self._typed_batch(count, [array[at] for array in slab.inputs], outputs, view, is_retry)
+        error = self._execute(batch)
+        if error is None:
+            for array, computed in zip(slab.outputs, outputs, strict=True):
+                array[at] = computed
+        return error
+
+    def _typed_batch(
+        self, rows: int, inputs: list[Array], outputs: list[Array], control: BatchControl, is_retry: bool
+    ) -> Batch:
+        inputs_by_name = dict(zip(self._input_names, inputs, strict=True))
+        outputs_by_name = dict(zip(self._output_names, outputs, strict=True))
+        return Batch(rows, inputs_by_name, outputs_by_name, control=control, is_retry=is_retry)
+
+    # ---- bytes
+
+    def _run_bytes(
+        self, slab: Slab, command: Command, control: RunningBatch, receive_parcel: ReceiveParcel
+    ) -> Segment | None:
+        requests, parcels = read_requests(slab, command.first, command.rows, receive_parcel)
+        # After the requests were read: what was cancelled before that has no request, and is not wanted now.
+        rows = wanted_rows(slab, command, time.monotonic_ns())
+        outcomes: list[RowReply] = [RowMark.NOT_COMPUTED] * command.rows
+
+        def attempt(group: Sequence[int], is_retry: bool) -> RingServeError | None:
+            view = control if len(group) == command.rows else PartOf(control, group, command.rows)
+            return self._attempt_bytes(requests, outcomes, view, group, is_retry)
+
+        try:
+            error = attempt(rows, False) if rows else None
+            if error is not None:
+                for row, failure in self._isolated(rows, error, attempt, control).items():
+                    outcomes[row] = failure
+            for row, failure in control.ended.items():
+                outcomes[row] = failure
+            return self._written(slab, control.close(), outcomes)
+        finally:
+            requests.clear()
+            for parcel in parcels:
+                parcel.close()
+
+    def _attempt_bytes(
+        self,
+        requests: Sequence[Request],
+        outcomes: list[RowReply],
+        control: BatchControl,
+        group: Sequence[int],
+        is_retry: bool,
+    ) -> RingServeError | None:
+        batch = Batch(len(group), requests=[requests[row] for row in group], control=control, is_retry=is_retry)
+        error = self._execute(batch)
+        if error is not None:
+            return error
+        for row, reply in zip(group, batch.replies, strict=True):
+            outcomes[row] = reply
+        return None
+
+    # ---- both
+
+    def _execute(self, batch: Batch) -> RingServeError | None:
+        """An exception becomes the error that the rows are answered with."""
+        try:
+            self._backend.execute(batch)
+            if not self._typed:
+                check_count(batch.rows, len(batch.replies))
+        except RingServeError as error:
+            return error
+        except MemoryError:
+            if not batch.is_retry:
+                logger.exception("the model ran out of memory")
+            return OutOfResources("Out of resources")
+        except BaseException:
+            # SystemExit and KeyboardInterrupt of a model are its failure, not our end.
+            if not batch.is_retry:
+                logger.exception("the model raised")
+            return PredictionFailed("Prediction failed")
+        return None
+
+    def _isolated(
+        self,
+        rows: Sequence[int],
+        failure: RingServeError,
+        attempt: Callable[[Sequence[int], bool], RingServeError | None],
+        control: RunningBatch,
+    ) -> dict[int, RingServeError]:
+        """The rows that fail by themselves. Never after a part was sent: a client would read it twice."""
+        start = time.monotonic()
+
+        def may_go_on() -> bool:
+            return not control.streamed and time.monotonic() - start < self._retry_s_max
+
+        failed, calls = isolate(rows, failure, lambda group: attempt(group, True), may_go_on)
+        if calls:
+            took_s = time.monotonic() - start
+            logger.warning("%d of %d rows failed, after %d more calls (%.3f s)", len(failed), len(rows), calls, took_s)
+        return failed
+
+    def _written(self, slab: Slab, command: Command, outcomes: list[RowReply]) -> Segment | None:
+        try:
+            return write_replies(slab, command, outcomes, self._response_bytes_max)
+        except OutOfSharedMemory as failure:
+            refusal = OutOfResources(f"The answer does not fit into memory: {failure}.")
+            return write_replies(slab, command, [refusal] * command.rows, self._response_bytes_max)

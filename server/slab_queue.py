@@ -1,0 +1,309 @@
+"""Requests on their way into slabs, and slabs on their way to workers. No event loop, no links: dispatch.py has those.
+
+accept ─▶ open slab ─▶ leaving slabs ─▶ next_batch          arrivals fill the open slab; one that is full, or of which rows
+  │ ▲                                                       have left, takes no more and leaves when a worker is there
+  ▼ │
+early (no lane yet), backlog (no slab free)
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from ringserve.protocol.errors import OutOfResources, QueueFull, RingServeError
+from ringserve.protocol.request import InferRequest
+from ringserve.protocol.tensor import Signature
+from ringserve.server.admission import Admission
+from ringserve.server.batching import BatchPolicy, Hold, WaitUntil
+from ringserve.server.inflight import Batch, Fill, Pending, State
+from ringserve.server.payloads import BytesEncoder, TypedEncoder
+from ringserve.shm.lane import Lane, Slab
+from ringserve.shm.layout import ROW_DEADLINE_NS
+from ringserve.shm.shm_errors import OutOfSharedMemory
+from ringserve.shm.spool import Spool
+
+# Clients that send or read slowly may keep slabs only while as many as this are free: the rest of the traffic goes on, by way
+# of one copy more.
+FREE_MIN = 2
+RELEASED = -1
+
+
+class SlabQueue:
+    """The requests of one version that no worker has been given yet."""
+
+    def __init__(self, label: str, policy: BatchPolicy, admission: Admission) -> None:
+        self._label = label
+        self._policy = policy
+        self._admission = admission
+        self._early: deque[Pending] = deque()
+        self._backlog: deque[Pending] = deque()
+        self._open: Fill | None = None
+        self._leaving: deque[Fill] = deque()
+        self._free: list[Slab] = []  # last in, first out: warm in the cache
+        self._encoder: TypedEncoder | BytesEncoder | None = None
+        self._lane: Lane | None = None
+        self._row_id = 0
+        self._free_min = 0  # the fewest free slabs since memory was last given back
+
+    # ---- arrivals
+
+    def accept(self, pending: Pending, request: InferRequest, spool: Spool | None) -> None:
+        """Take a request in; its place in the queue has been claimed. Raises `BadRequest`; it has no place then."""
+        pending.parcel = spool
+        if self._encoder is None:
+            pending.request = request
+            self._early.append(pending)
+        else:
+            self._encode(pending, request)
+            if self._backlog or not self._place(pending):
+                self._backlog.append(pending)
+
+    def _encode(self, pending: Pending, request: InferRequest) -> None:
+        assert self._encoder is not None
+        try:
+            if pending.parcel is None:
+                pending.payload = self._encoder.encode(request)
+            else:
+                assert isinstance(pending.parcel, Spool)
+                pending.payload = self._encoder.encode_spooled(request, pending.parcel)
+        except BaseException:
+            self._admission.leave()
+            pending.state = State.OVER
+            pending.close_parcel()
+            raise
+
+    def land(self, pending: Pending, request: InferRequest, body_bytes: int) -> list[memoryview] | None:
+        """A row for a request whose body is still to come, as the places to write that to; None when it has to be received
+        elsewhere. Raises `BadRequest`, before anything has been read."""
+        if self._encoder is None:
+            return None
+        payload = self._encoder.expect(request, body_bytes)
+        if payload is None or self._backlog or not self.may_hold():
+            return None
+        needed = payload.slab_bytes()
+        assert self._lane is not None
+        if needed > self._lane.shape.bytes_in:
+            return None
+        place = None
+        if self._open is not None and (place := self._open.place(needed)) is None:
+            self._seal_open()
+        if place is None:
+            fill = self._fresh()
+            if fill is None or (place := fill.place(needed)) is None:
+                return None
+        assert self._open is not None
+        fill = self._open
+        row, at = place
+        self._row_id += 1
+        places = payload.open(fill.slab, row, at, self._row_id, pending.row_deadline_ns)
+        fill.enter(pending, row, self._row_id)
+        pending.state = State.RECEIVING
+        if fill.is_full:
+            self._seal_open()
+        return places
+
+    def landed(self, pending: Pending) -> None:
+        """The body is there. Raises `QueueFull`; the row is gone then."""
+        fill = pending.fill
+        assert fill is not None
+        assert pending.state is State.RECEIVING
+        if not self._admission.try_enter():
+            self.drop(pending)
+            raise QueueFull(self.full_text())
+        fill.slab.table[pending.row, ROW_DEADLINE_NS] = pending.row_deadline_ns
+        pending.state = State.WAITING
+        fill.ready += 1
+        if fill.sealed:
+            self._line_up(fill)
+
+    def full_text(self) -> str:
+        waiting, capacity = self._admission.total, self._admission.capacity
+        return f"{self._label} has {waiting} requests waiting, job_queue_size is {capacity}"
+
+    def drop(self, pending: Pending) -> None:
+        """A request that no worker was given is not wanted any more; its place is free at once."""
+        state, fill = pending.state, pending.fill
+        assert state is not State.SENT
+        if state is State.OVER:
+            return
+        if state is not State.RECEIVING:
+            self._admission.leave()
+        if fill is None:  # early or in the backlog, which skip it when they come to it
+            pending.state = State.OVER
+            pending.payload = pending.request = None
+            pending.close_parcel()
+        else:
+            fill.punch(pending)
+            self.release(fill)
+
+    # ---- the lane
+
+    def open_lane(self, lane: Lane, signature: Signature) -> None:
+        """The version's memory is here: encode what came early."""
+        assert self._lane is None
+        self._lane = lane
+        self._free = list(reversed(lane.slabs))
+        self._encoder = TypedEncoder(signature) if signature.typed else BytesEncoder()
+        while self._early:
+            pending = self._early.popleft()
+            request, pending.request = pending.request, None
+            if pending.state is State.OVER:
+                continue
+            assert request is not None
+            try:
+                self._encode(pending, request)
+            except RingServeError as error:
+                pending.fail(error)
+            else:
+                self._backlog.append(pending)
+        self.refill()
+
+    def close_lane(self) -> None:
+        if self._lane is not None:
+            self._free.clear()
+            self._open = None
+            self._lane.close()
+            self._lane = None
+
+    def may_hold(self) -> bool:
+        """Whether the network may keep a slab for as long as a client sends or reads."""
+        return len(self._free) >= FREE_MIN
+
+    def release(self, fill: Fill) -> None:
+        """Its slab is free when no row needs it any more."""
+        if fill.live == 0 and fill is not self._open:
+            assert fill.sealed
+            fill.live = RELEASED
+            self._free.append(fill.slab)
+
+    def refill(self) -> None:
+        """Out of the backlog, as far as slabs are free."""
+        while self._backlog:
+            first = self._backlog[0]
+            if first.state is not State.OVER and not self._place(first):  # it is over when its client is gone
+                return
+            self._backlog.popleft()
+
+    def _place(self, pending: Pending) -> bool:
+        """Into the open slab, or a fresh one; False when no slab is free."""
+        self._row_id += 1
+        try:
+            fill = self._open
+            if fill is not None:
+                if fill.try_add(pending, self._row_id):
+                    if fill.is_full:
+                        self._seal_open()
+                    return True
+                self._seal_open()
+            fill = self._fresh()
+            if fill is None:
+                return False
+            added = fill.try_add(pending, self._row_id)
+            assert added, "an empty slab takes any payload"
+            if fill.is_full:
+                self._seal_open()
+        except OutOfSharedMemory as error:
+            self.drop(pending)
+            pending.fail(OutOfResources(f"The request does not fit into memory: {error}"))
+        return True
+
+    def _fresh(self) -> Fill | None:
+        """A new open slab. Raises `OutOfSharedMemory`."""
+        if not self._free:
+            return None
+        self._free[-1].reserve()
+        self._open = Fill(self._free.pop())
+        self._free_min = min(self._free_min, len(self._free))
+        return self._open
+
+    def _seal_open(self) -> None:
+        fill, self._open = self._open, None
+        assert fill is not None
+        fill.sealed = True
+        if fill.ready:
+            self._line_up(fill)
+        else:
+            self.release(fill)
+
+    def _line_up(self, fill: Fill) -> None:
+        if not fill.queued:
+            fill.queued = True
+            self._leaving.append(fill)
+
+    def give_back(self) -> bool:
+        """Let the memory go of the slabs that nobody needed since the last call; whether others may follow."""
+        unneeded, self._free_min = self._free[: self._free_min], len(self._free)
+        for slab in unneeded:
+            if slab.out_ready:
+                slab.give_back()
+        return any(slab.out_ready for slab in self._free)
+
+    # ---- departures
+
+    def next_batch(self, outstanding: int) -> Batch | WaitUntil | None:
+        """What leaves now to a worker with so many batches, or when to ask again."""
+        leaving = self._leaving
+        while leaving:
+            fill = leaving[0]
+            batch = fill.take() if fill.ready else None
+            if not fill.ready:
+                leaving.popleft()
+                fill.queued = False
+            if batch is not None:
+                return batch
+        fill_or_none = self._open
+        if fill_or_none is None or not fill_or_none.ready:
+            return None
+        decision = self._policy.decide(fill_or_none.ready, fill_or_none.oldest_ns, outstanding, time.monotonic_ns())
+        if isinstance(decision, Hold):
+            return None
+        if isinstance(decision, WaitUntil):
+            return decision
+        self._open = None
+        batch = fill_or_none.take()
+        assert not fill_or_none.ready or fill_or_none.sealed
+        if fill_or_none.ready:
+            self._line_up(fill_or_none)
+        return batch
+
+    def sent(self, batch: Batch) -> None:
+        """A worker has it."""
+        self._admission.leave(batch.count)
+
+    def put_back(self, batch: Batch, *, was_sent: bool) -> None:
+        """Its worker never began with it: it is the next to leave."""
+        fill = batch.fill
+        gone = sum(1 for each in batch.rows if each is not None and each.done())
+        if was_sent:
+            self._admission.enter(batch.count - gone)
+        fill.put_back(batch)
+        if fill.ready and not fill.queued:
+            fill.queued = True
+            self._leaving.appendleft(fill)
+        self.release(fill)
+
+    # ---- the end
+
+    def _waiting(self) -> Iterator[Pending]:
+        yield from self._early
+        yield from self._backlog
+        for fill in (*self._leaving, *((self._open,) if self._open is not None else ())):
+            yield from [each for each in fill.rows if each is not None and each.state is State.WAITING]
+
+    def fail_all(self, error: RingServeError) -> None:
+        """Answer everybody who waits."""
+        for pending in list(self._waiting()):
+            self.drop(pending)
+            pending.fail(error)
+        self._early.clear()
+        self._backlog.clear()
+
+    def lined_up(self) -> int:
+        """Slabs with rows that wait for a worker."""
+        opened = self._open is not None and self._open.live > 0
+        return sum(1 for fill in self._leaving if fill.ready) + opened
+
+    def counts(self) -> tuple[int, int]:
+        """(free slabs, all slabs); an open one without rows is free."""
+        total = 0 if self._lane is None else len(self._lane.slabs)
+        return len(self._free) + (self._open is not None and not self._open.live), total

@@ -1,0 +1,141 @@
+"""Bodies of answers that are sent straight from shared memory, or while they are being made (protocol/request.py: `Source`).
+
+A worker writes the next part of every row's streamed answer as one chunk, and may have a few of them on their way. Each chunk is
+a `Frame` here; when every client has taken its piece, the worker gets a credit back. A client that reads slowly thus slows
+the model down instead of filling memory.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from ringserve.shm.spool import Windows
+
+
+def _nobody() -> None:
+    """Nobody listens yet."""
+
+
+class Held:
+    """An answer that lies in shared memory. The memory is let go when it is closed, or forgotten by whoever had the answer."""
+
+    __slots__ = ("_let_go", "_memory", "broken", "ended", "length", "on_change")
+
+    def __init__(self, memory: bytes | memoryview, let_go: Callable[[], None]) -> None:
+        self._memory: bytes | memoryview | None = memory
+        self._let_go: Callable[[], None] | None = let_go
+        self.length: int | None = len(memory)
+        self.ended = self.broken = False
+        self.on_change = _nobody
+
+    def next(self) -> bytes | memoryview | None:
+        part, self._memory, self.ended = self._memory, None, True
+        return part
+
+    def close(self) -> None:
+        let_go, self._let_go, self._memory = self._let_go, None, None
+        if let_go is not None:
+            let_go()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Windowed:
+    """An answer too long to be mapped as a whole: a window of its segment at a time."""
+
+    __slots__ = ("_let_go", "_windows", "broken", "ended", "length", "on_change")
+
+    def __init__(self, windows: Windows, length: int, let_go: Callable[[], None]) -> None:
+        self._windows = windows
+        self._let_go: Callable[[], None] | None = let_go
+        self.length: int | None = length
+        self.ended = self.broken = False
+        self.on_change = _nobody
+
+    def next(self) -> bytes | memoryview | None:
+        part = self._windows.next()
+        self.ended = part is None
+        return part
+
+    def close(self) -> None:
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            self._windows.close()
+            let_go()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Frame:
+    """One chunk: how many of its pieces have not been taken yet."""
+
+    __slots__ = ("_on_taken", "left")
+
+    def __init__(self, pieces: int, on_taken: Callable[[], None]) -> None:
+        self.left = pieces
+        self._on_taken = on_taken
+
+    def taken(self) -> None:
+        """By one of its clients."""
+        self.left -= 1
+        if not self.left:
+            self._on_taken()
+
+
+class ReplyStream:
+    """The answer of one row while it is being made."""
+
+    __slots__ = ("_closed", "_on_forsaken", "_parts", "broken", "ended", "length", "on_change")
+
+    def __init__(self, on_forsaken: Callable[[], None]) -> None:
+        self._parts: deque[tuple[bytes, Frame | None]] = deque()
+        self._on_forsaken = on_forsaken
+        self._closed = False
+        self.length: int | None = None
+        self.ended = self.broken = False
+        self.on_change = _nobody
+
+    # ---- from the worker
+
+    def feed(self, part: bytes | bytearray | memoryview, frame: Frame) -> None:
+        """The next part. Nobody waits for it when the client is gone."""
+        if self._closed or not part:
+            frame.taken()
+            return
+        self._parts.append((bytes(part), frame))
+        self.on_change()
+
+    def finish(self, last: bytes) -> None:
+        """The answer's last part; may be empty."""
+        if last and not self._closed:
+            self._parts.append((last, None))
+        self.ended = True
+        self.on_change()
+
+    def break_off(self) -> None:
+        """The rest will never come."""
+        self.ended = self.broken = True
+        self.on_change()
+
+    # ---- to the client
+
+    def next(self) -> bytes | None:
+        if not self._parts:
+            return None
+        part, frame = self._parts.popleft()
+        if frame is not None:
+            frame.taken()
+        return part
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        while self.next() is not None:
+            pass
+        if not self.ended:
+            self._on_forsaken()
+
+    def __del__(self) -> None:
+        self.close()
