@@ -21,6 +21,9 @@ CHECK_EVERY = 16  # one answer in so many is compared
 TOLERANCE = 1e-4  # a row's float32 result varies a little with the size of its batch
 DRAIN_S_MAX = 5.0  # for the answers outstanding when time is up
 
+# A row of numbers as JSON, or exactly these bytes.
+Answer = list[float] | bytes
+
 
 class Job(msgspec.Struct, frozen=True):
     """What to send where. `answers[i]` is the right answer to `bodies[i]`."""
@@ -31,7 +34,7 @@ class Job(msgspec.Struct, frozen=True):
     connections: int
     seconds: float
     bodies: list[bytes]
-    answers: list[list[float]]
+    answers: list[Answer]
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -52,8 +55,10 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[math.ceil(len(ordered) * percent / 100) - 1]
 
 
-def is_right(body: bytes, answer: Sequence[float]) -> bool:
-    """Whether a JSON body is the expected row."""
+def is_right(body: bytes, answer: Answer) -> bool:
+    """Whether a body is the expected one."""
+    if isinstance(answer, bytes):
+        return body == answer
     try:
         row = msgspec.json.decode(body, type=list[float])
     except msgspec.DecodeError:
@@ -115,7 +120,7 @@ def parse_reply(buffer: bytes | bytearray) -> Reply | None:
 class Connection(asyncio.Protocol):
     """One keep-alive connection: send, await the answer, send again until time is up."""
 
-    def __init__(self, request: bytes, answer: Sequence[float], tally: Tally, closed: asyncio.Future[None]) -> None:
+    def __init__(self, request: bytes, answer: Answer, tally: Tally, closed: asyncio.Future[None]) -> None:
         self._request = request
         self._answer = answer
         self._tally = tally

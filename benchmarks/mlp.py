@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.contestants import Archive
+from benchmarks.loader import Answer
+
 NAME = "mlp"
 WIDTHS = (784, 512, 512, 10)
 SEED = 0
@@ -47,7 +50,12 @@ class Case(msgspec.Struct, frozen=True):
 
     weights: Path
     bodies: list[bytes]
-    answers: list[list[float]]
+    answers: list[Answer]
+
+
+def archive(case: Case) -> Archive:
+    """The typed model, for our server."""
+    return Archive(NAME, CONFIG, weights=case.weights)
 
 
 def make(directory: Path) -> Case:
@@ -60,7 +68,7 @@ def make(directory: Path) -> Case:
     # Centred rows: the answers then differ by far more than the tolerance they are compared with.
     rows = np.random.default_rng(SEED).standard_normal((BODIES, WIDTHS[0]), dtype=np.float32)
     with torch.inference_mode():
-        answers = [scripted(torch.from_numpy(row[None]))[0].tolist() for row in rows]
+        answers: list[Answer] = [scripted(torch.from_numpy(row[None]))[0].tolist() for row in rows]
     return Case(weights, [row.astype("<f4").tobytes() for row in rows], answers)
 
 

@@ -6,6 +6,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.loader import Job, Load
@@ -19,7 +20,7 @@ SCRIPT = """
 local file = io.open({body}, "rb")
 wrk.method, wrk.body = "POST", file:read("*a")
 file:close()
-wrk.headers["Content-Type"] = "application/octet-stream"
+{headers}
 function done(summary, latency, requests)
   local failed = summary.errors
   io.write(string.format(
@@ -34,18 +35,18 @@ def is_installed() -> bool:
     return shutil.which(NAME) is not None
 
 
-def write_script(job: Job, directory: Path) -> Path:
-    """The Lua file of a job. All connections send the first body: choosing one in Lua would slow `wrk` down."""
+def write_script(sent: bytes, headers: Mapping[str, str], directory: Path) -> Path:
+    """The Lua file of a load. All connections send the same body: choosing one in Lua would slow `wrk` down."""
     body, script = directory / "body.bin", directory / "wrk.lua"
-    body.write_bytes(job.bodies[0])
-    script.write_text(SCRIPT.format(body=json.dumps(str(body)), mark=MARK))
+    body.write_bytes(sent)
+    lines = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
+    script.write_text(SCRIPT.format(body=json.dumps(str(body)), headers="\n".join(lines), mark=MARK))
     return script
 
 
-def command(job: Job, script: Path) -> list[str]:
-    url = f"http://{job.host}:{job.port}{job.path}"
+def command(url: str, connections: int, seconds: float, script: Path) -> list[str]:
     # One thread: the contestants share these CPUs, and more of ours would be fewer of theirs.
-    return [NAME, "-t1", f"-c{job.connections}", f"-d{max(1, round(job.seconds))}s", "-s", str(script), url]
+    return [NAME, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), url]
 
 
 def parse(output: str) -> Load:
@@ -64,10 +65,23 @@ def parse(output: str) -> Load:
     )
 
 
-def run(job: Job, directory: Path) -> Load:
+def run_on(
+    url: str, body: bytes, headers: Mapping[str, str], connections: int, seconds: float, directory: Path
+) -> Load:
     """One load, in a directory of its own for the files that `wrk` reads."""
-    script = write_script(job, directory)
+    script = write_script(body, headers, directory)
     done = subprocess.run(
-        command(job, script), capture_output=True, text=True, check=True, timeout=job.seconds + SPARE_S
+        command(url, connections, seconds, script),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=seconds + SPARE_S,
     )
     return parse(done.stdout)
+
+
+def run(job: Job, directory: Path) -> Load:
+    """The same load that the bundled loader would make."""
+    url = f"http://{job.host}:{job.port}{job.path}"
+    headers = {"Content-Type": "application/octet-stream"}
+    return run_on(url, job.bodies[0], headers, job.connections, job.seconds, directory)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringserve.backends.contract import Batch, LoadedModel
+from ringserve.backends.contract import Batch, ContractBroken, LoadedModel
 from ringserve.backends.python_backend import PythonBackend
 from ringserve.protocol.errors import InvalidModel, PredictionFailed
 from ringserve.protocol.tensor import Signature, TensorSpec
@@ -119,3 +119,9 @@ def test_a_declaration_is_required(run: Run) -> None:
     """Arrays need a type and a shape."""
     with pytest.raises(InvalidModel, match='"python" needs the inputs and outputs'):
         run(model_class("pass"), signature=Signature())
+
+
+def test_a_generator_is_told_that_arrays_do_not_stream(run: Run) -> None:
+    """Its code has not run."""
+    with pytest.raises(ContractBroken, match="does not stream"):
+        run(model_class("yield inputs['x']"))

@@ -10,12 +10,13 @@ ROOT = Path(__file__).resolve().parents[2]
 with pytest.MonkeyPatch.context() as path_patch:  # benchmarks are run from the root; nothing else may import from there
     path_patch.syspath_prepend(ROOT)
     from benchmarks import loader
+    from benchmarks.loader import Answer as Expected
     from benchmarks.loader import Job, Load, Tally, Unreadable, is_right, parse_reply, percentile
 
 SECONDS = 0.1
 LIMIT_S = 20.0
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
-ANSWERS = {b"one": [1.0, 10.0], b"two": [2.0, 20.0]}
+ANSWERS: "dict[bytes, Expected]" = {b"one": [1.0, 10.0], b"two": [2.0, 20.0]}
 
 
 def response(body: bytes, status: int = 200) -> bytes:
@@ -140,6 +141,11 @@ def test_another_row_is_not_the_right_answer(body: bytes) -> None:
 
 def test_rounding_differences_between_batch_sizes_are_no_error() -> None:
     assert is_right(b"[1.00001, 2]", [1.0, 2.0])
+
+
+def test_an_answer_of_bytes_is_right_byte_for_byte() -> None:
+    assert is_right(b"\x00abc", b"\x00abc")
+    assert not is_right(b"\x00abd", b"\x00abc")
 
 
 def test_a_reply_is_parsed_once_it_is_complete() -> None:

@@ -36,6 +36,7 @@ from ringserve.server.control import (
     Queues,
     Routes,
     ServeHttp,
+    ShareQueue,
     StopWorker,
     ToFrontEnd,
     ToWorker,
@@ -49,13 +50,14 @@ from ringserve.shm.layout import LaneShape, Tensor
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (2, 3)),), (TensorSpec("y", "int64", ()),))
 SHAPE = LaneShape(4, 8, (Tensor("x", "float32", (2, 3), 24),), (Tensor("y", "int64", (), 8),), 10, 20)
-ROUTE = VersionRoute(1, "m", "1.0", True, 8, 100, False, 100, 120)
+ROUTE = VersionRoute(1, "m", "1.0", True, 8, 100, False, 100, 120, 2000, 500)
 MANIFEST: dict[str, object] = {"model": {"modelName": "m", "list": [1, 2.5, None, True]}}
 
 # What may arrive where, and one example of each.
 MESSAGES: list[tuple[object, Message]] = [
-    (ToFrontEnd, ServeHttp(6_553_500, "0.1.0")),
+    (ToFrontEnd, ServeHttp(6_553_500, "0.1.0", 60, 120, 60)),
     (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})})),
+    (ToFrontEnd, ShareQueue(1, 0)),
     (ToFrontEnd, OpenLane(1, SHAPE, SIGNATURE)),
     (ToFrontEnd, AttachWorker(1, "9000")),
     (ToFrontEnd, DetachWorker(1, "9000")),

@@ -16,8 +16,12 @@ from ringserve.protocol.tensor import ITEM_BYTES, Signature, TensorSpec
 from ringserve.server.replies import (
     CONTENT_TYPES,
     FLAG_ERROR,
+    FLAG_NOT_COMPUTED,
     FLAG_OVERFLOW,
     MESSAGE_CHARS_MAX,
+    Overflow,
+    RowMark,
+    RowReply,
     read_reply,
     typed_renderer,
     write_replies,
@@ -25,6 +29,8 @@ from ringserve.server.replies import (
 )
 from ringserve.shm.lane import Lane, Slab, create_lane
 from ringserve.shm.layout import REPLY_FLAGS, REPLY_ID, REPLY_STATUS, ROW_ID, LaneShape, Tensor
+from ringserve.shm.ring import Command
+from ringserve.shm.segment import Segment
 
 LIMIT = 1 << 20
 ROWS = 6
@@ -47,11 +53,21 @@ def slab() -> Iterator[Slab]:
     lane.close()
 
 
+def written(slab: Slab, replies: Sequence[RowReply], limit: int = LIMIT) -> Segment | None:
+    """As a batch of the first rows, with the whole region for its answers."""
+    return write_replies(slab, Command(0, 0, 0, len(replies), 0, len(slab.bytes_out)), replies, limit)
+
+
+def read(slab: Slab, line: Sequence[int], overflow: Segment | None) -> Answer | RingServeError:
+    """Copied out of the memory it lies in."""
+    return read_reply(slab, line, None if overflow is None else Overflow(overflow), None)
+
+
 def through(slab: Slab, replies: Sequence[Reply | RingServeError]) -> list[Answer | RingServeError]:
-    overflow = write_replies(slab, replies, LIMIT)
+    overflow = written(slab, replies)
     lines = slab.table[: len(replies), REPLY_ID:].tolist()
     assert [line[0] for line in lines] == list(range(100, 100 + len(replies)))
-    answers = [read_reply(slab, line, overflow) for line in lines]
+    answers = [read(slab, line, overflow) for line in lines]
     if overflow is not None:
         overflow.close()
     return answers
@@ -93,7 +109,7 @@ def test_a_plain_answer_needs_no_head(slab: Slab, content_type: str | None) -> N
 
 def test_only_what_does_not_fit_goes_into_the_parcel(slab: Slab) -> None:
     sent = [Reply(b"a" * 600), Reply(b"b" * 600), Reply(b"c" * 64)]
-    overflow = write_replies(slab, sent, LIMIT)
+    overflow = written(slab, sent)
     assert overflow is not None
     assert [bool(flags & FLAG_OVERFLOW) for flags in slab.table[:3, REPLY_FLAGS].tolist()] == [False, True, False]
     assert overflow.size_bytes == 640
@@ -101,16 +117,16 @@ def test_only_what_does_not_fit_goes_into_the_parcel(slab: Slab) -> None:
 
 
 def test_an_announced_parcel_that_did_not_come_is_our_mistake(slab: Slab) -> None:
-    overflow = write_replies(slab, [Reply(b"a" * 5000)], LIMIT)
+    overflow = written(slab, [Reply(b"a" * 5000)])
     assert overflow is not None
     overflow.close()
-    answer = read_reply(slab, slab.table[0, REPLY_ID:].tolist(), None)
+    answer = read(slab, slab.table[0, REPLY_ID:].tolist(), None)
     assert isinstance(answer, Internal)
 
 
 def test_an_answer_over_the_limit_is_replaced_by_an_error(slab: Slab) -> None:
-    assert write_replies(slab, [Reply(b"x" * 101), Reply(b"y" * 100)], 100) is None
-    first, second = (read_reply(slab, line, None) for line in slab.table[:2, REPLY_ID:].tolist())
+    assert written(slab, [Reply(b"x" * 101), Reply(b"y" * 100)], 100) is None
+    first, second = (read(slab, line, None) for line in slab.table[:2, REPLY_ID:].tolist())
     assert isinstance(first, RingServeError)
     assert first.http_status == 507
     assert first.message == "The answer has 101 bytes; the limit max_response_size is 100 bytes."
@@ -139,18 +155,51 @@ def test_a_broken_reply_is_an_error_never_a_crash(garbage: bytes, flag: int, hea
     slab = lane.slabs[0]
     slab.bytes_out[: len(garbage)] = garbage
     line = [100, 200, (0, FLAG_ERROR, 77, FLAG_ERROR | 3)[flag], 0, head_bytes, 0, len(garbage), 0]
-    answer = read_reply(slab, line, None)
+    answer = read(slab, line, None)
     assert isinstance(answer, Answer | RingServeError)
     lane.close()
 
 
 def test_a_typed_batch_succeeds_with_its_own_ids(slab: Slab) -> None:
     slab.table[:, REPLY_ID:] = 9
-    write_typed_success(slab, 4)
-    assert slab.table[:4, REPLY_ID].tolist() == [100, 101, 102, 103]
-    assert slab.table[:4, REPLY_STATUS].tolist() == [200] * 4
-    assert slab.table[:4, REPLY_FLAGS].tolist() == [0] * 4
-    assert slab.table[4, REPLY_ID] == 9
+    write_typed_success(slab, 1, 4)
+    assert slab.table[1:5, REPLY_ID].tolist() == [101, 102, 103, 104]
+    assert slab.table[1:5, REPLY_STATUS].tolist() == [200] * 4
+    assert slab.table[1:5, REPLY_FLAGS].tolist() == [0] * 4
+    assert slab.table[(0, 5), REPLY_ID].tolist() == [9, 9], "rows of other batches"
+
+
+@given(st.integers(0, ROWS - 1), st.integers(0, 5), st.sampled_from([0, 64, 192, 640]), st.data())
+def test_a_batch_writes_into_its_own_rows_and_its_own_bytes_only(
+    first: int, out_lines: int, out_bytes: int, data: st.DataObject
+) -> None:
+    lane = lane_of(1024)
+    slab = lane.slabs[0]
+    count, out_at = data.draw(st.integers(0, ROWS - first)), out_lines * 64
+    sent = data.draw(st.lists(replies | errors, min_size=count, max_size=count))
+    slab.table[:, REPLY_ID:] = 9
+    slab.bytes_out[:] = b"\xaa" * 1024
+    overflow = write_replies(slab, Command(0, 0, first, count, out_at, out_bytes), sent, LIMIT)
+    assert bytes(slab.bytes_out[:out_at]) == b"\xaa" * out_at
+    assert bytes(slab.bytes_out[out_at + out_bytes :]) == b"\xaa" * (1024 - out_at - out_bytes)
+    ids = [100 + row if first <= row < first + count else 9 for row in range(ROWS)]
+    assert slab.table[:, REPLY_ID].tolist() == ids
+    for row, reply in enumerate(sent, first):
+        answer = read(slab, slab.table[row, REPLY_ID:].tolist(), overflow)
+        if isinstance(reply, Reply):
+            assert isinstance(answer, Answer)
+            assert bytes(answer.body) == reply.body
+        else:
+            assert type(answer) is type(reply)
+    if overflow is not None:
+        overflow.close()
+    lane.close()
+
+
+def test_rows_without_bytes_say_what_they_are_in_their_lines(slab: Slab) -> None:
+    assert written(slab, [RowMark.IN_ARRAYS, RowMark.NOT_COMPUTED, PredictionFailed("no")]) is None
+    assert slab.table[:2, REPLY_STATUS].tolist() == [200, 504]
+    assert slab.table[:3, REPLY_FLAGS].tolist() == [0, FLAG_NOT_COMPUTED, FLAG_ERROR]
 
 
 @pytest.mark.parametrize("dtype", ITEM_BYTES)

@@ -42,6 +42,7 @@ batchSize: 8
 maxBatchDelay: 50
 responseTimeout: 30
 startupTimeout: 60
+queueTimeout: 2
 deviceType: GPU
 deviceIds: [0, 2]
 jobQueueSize: 10
@@ -63,6 +64,7 @@ handler: {threshold: 0.5}
         max_batch_delay_ms=50,
         response_timeout_s=30,
         startup_timeout_s=60,
+        queue_timeout_s=2,
         device_type="gpu",
         device_ids=(0, 2),
         job_queue_size=10,
@@ -85,6 +87,7 @@ handler: {threshold: 0.5}
         {"maxBatchDelay": [1]},
         {"responseTimeout": {}},
         {"startupTimeout": 2**31},
+        {"queueTimeout": "2"},
         {"jobQueueSize": "many"},
         {"maxRetryTimeoutInSec": "1"},
         {"clientTimeoutInMills": "1"},
@@ -114,6 +117,7 @@ def test_a_torchserve_key_of_the_wrong_type_is_logged_and_unset(
         ({"maxBatchDelay": 0}, "max_batch_delay_ms", None),
         ({"maxBatchDelay": -5}, "max_batch_delay_ms", None),
         ({"responseTimeout": 0}, "response_timeout_s", None),
+        ({"queueTimeout": 0}, "queue_timeout_s", None),
         ({"jobQueueSize": 0}, "job_queue_size", None),
         ({"maxRetryTimeoutInSec": -1}, "max_retry_timeout_s", 300),
         ({"clientTimeoutInMills": -1}, "client_timeout_ms", 0),
