@@ -13,8 +13,10 @@ from ringserve.shm.shm_errors import OutOfSharedMemory
 
 MIB = 1 << 20
 
-# One slab open, one being answered, and two in every worker's hands.
+# One slab open, one being answered, and two in every worker's hands. Where a slab has few rows, more: bodies on their way in and
+# answers on their way out keep theirs, and those that find none free are copied.
 SLABS_BESIDE_WORKERS = 4
+ROWS_BESIDE_WORKERS = 24
 SLABS_WANTED_MIN = SLABS_BESIDE_WORKERS + OUTSTANDING_MAX
 # With one, nothing could arrive while a batch is executed.
 SLABS_MIN = 2
@@ -125,7 +127,8 @@ def lane_shape(
         bytes_out = _region_bytes(batch_size, response_bytes_max, half)
     one = LaneShape(1, batch_size, _tensors(signature.inputs), _tensors(signature.outputs), bytes_in, bytes_out)
     slab_bytes = plan_slab(one).slab_bytes
-    wanted = SLABS_BESIDE_WORKERS + OUTSTANDING_MAX * max(workers, WORKERS_PLANNED_MIN)
+    beside = max(SLABS_BESIDE_WORKERS, ROWS_BESIDE_WORKERS // batch_size)
+    wanted = beside + OUTSTANDING_MAX * max(workers, WORKERS_PLANNED_MIN)
     slabs = min(wanted, budget.target_bytes // slab_bytes)
     if slabs < SLABS_WANTED_MIN:
         slabs = min(SLABS_WANTED_MIN, budget.bytes_max // slab_bytes)

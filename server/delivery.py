@@ -24,6 +24,7 @@ from ringserve.server.replies import (
     typed_renderer,
 )
 from ringserve.server.sources import Frame, Held, ReplyStream
+from ringserve.shm.faults import reach
 from ringserve.shm.layout import REPLY_FLAGS, REPLY_ID
 from ringserve.shm.shm_errors import RingCorrupt
 
@@ -105,6 +106,7 @@ class Delivery:
         """Give the pieces of a chunk to their rows; `frame` counts them, and knows of one already: this look at them. Raises
         `RingCorrupt`."""
         pieces = read_frame(chunk)
+        reach("chunk-taken")
         frame.left += len(pieces)
         for row, head, body in pieces:
             if row >= len(batch.rows):

@@ -33,8 +33,9 @@ from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLandi
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
 from ringserve.server.slab_queue import SlabQueue
 from ringserve.server.sources import Frame
+from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane
-from ringserve.shm.link import FrontLink
+from ringserve.shm.link import CHUNK_CREDITS, FrontLink
 from ringserve.shm.ring import Command, Completion
 from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, ShmError
 from ringserve.shm.spool import Spool
@@ -43,8 +44,8 @@ logger = logging.getLogger("ringserve.dispatch")
 
 # How soon the supervisor says that a worker whose link closed has ended.
 GONE_S_MAX = 1.0
-# Slabs that were not needed for this long give their memory back.
-GIVE_BACK_S = 30.0
+# How often a slab that was not needed in the meantime gives its memory back.
+GIVE_BACK_S = 5.0
 # A shorter body is received elsewhere and copied: while it arrives, its row would part the batch.
 LANDED_BYTES_MIN = 64 << 10
 
@@ -319,7 +320,9 @@ class Dispatcher:
             )
             pushed = link.commands.try_push(command)
             assert pushed, "the ring holds more entries than a worker may have outstanding"
+            reach("command-pushed")
             link.bell.ring()
+            reach("command-rung")
         except PeerGone:
             # It died a moment ago; the supervisor will say so. The batch was not started and goes to another worker.
             self._silence(state)
@@ -333,12 +336,12 @@ class Dispatcher:
 
     def _look(self, state: LinkState) -> None:
         """Has this worker executed one batch for longer than it may? It may be busy with another front end's, too: what counts
-        is when it took ours."""
+        is when it took ours. While it waits for clients to take what it has streamed, it is not to blame."""
         state.timer = None
         if not state.outstanding or state.reported_stuck:
             return
         left_s = float(self.limits.response_timeout_s)
-        if state.has_begun(state.outstanding[0]):
+        if len(state.frames) < CHUNK_CREDITS and state.has_begun(state.outstanding[0]):
             since_ns = max(state.link.commands.taken_ns, state.heard_ns)
             left_s -= (time.monotonic_ns() - since_ns) / 1e9
         if left_s > 0:
@@ -376,6 +379,7 @@ class Dispatcher:
     def _heard(self, state: LinkState, entry: Completion) -> None:
         if not state.outstanding or state.outstanding[0].sequence != entry.sequence:
             raise ShmError(f"completion of batch {entry.sequence}, which is not the oldest outstanding one")
+        reach("completion-taken")
         if entry.status == STATUS_CHUNK:
             self._pass_on(state, entry)
         else:
@@ -385,7 +389,10 @@ class Dispatcher:
         """A chunk of streamed answers. Credit for it goes back in the order the chunks came."""
         assert self._delivery is not None
         batch, state.heard_ns = state.outstanding[0], time.monotonic_ns()
-        region = batch.fill.slab.bytes_out[entry.chunk_at : entry.chunk_at + entry.chunk_bytes]
+        end = entry.chunk_at + entry.chunk_bytes
+        if not batch.out_at <= entry.chunk_at <= end <= batch.out_at + batch.out_bytes:
+            raise ShmError(f"a chunk at bytes {entry.chunk_at} to {end} lies outside of its batch's part of the slab")
+        region = batch.fill.slab.bytes_out[entry.chunk_at : end]
 
         def give_credit() -> None:
             while state.frames and state.frames[0].left <= 0:
@@ -416,7 +423,9 @@ class Dispatcher:
             batch.fail(Internal(f"The answer could not be read: {error}."))
         finally:
             if overflow is not None:
+                self._queue.want_out(batch.out_bytes + overflow.segment.size_bytes)
                 overflow.drop()
+            reach("batch-delivered")
             self._end(batch)
 
     def _end(self, batch: Batch) -> None:

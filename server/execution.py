@@ -17,6 +17,7 @@ from ringserve.server.isolation import isolate
 from ringserve.server.payloads import read_requests
 from ringserve.server.replies import RowMark, RowReply, write_replies, write_typed_success
 from ringserve.server.streaming import Chunks, PartOf, RunningBatch
+from ringserve.shm.faults import reach
 from ringserve.shm.lane import Array, Slab
 from ringserve.shm.layout import ROW_DEADLINE_NS, ROW_FLAGS
 from ringserve.shm.ring import Command
@@ -66,6 +67,7 @@ class Execution:
 
     def _run_typed(self, slab: Slab, command: Command, control: RunningBatch) -> Segment | None:
         rows = wanted_rows(slab, command, time.monotonic_ns())
+        reach("requests-read")
 
         def attempt(group: Sequence[int], is_retry: bool) -> RingServeError | None:
             return self._attempt_typed(slab, command, control, group, is_retry)
@@ -113,6 +115,7 @@ class Execution:
         self, slab: Slab, command: Command, control: RunningBatch, receive_parcel: ReceiveParcel
     ) -> Segment | None:
         requests, parcels = read_requests(slab, command.first, command.rows, receive_parcel)
+        reach("requests-read")
         # After the requests were read: what was cancelled before that has no request, and is not wanted now.
         rows = wanted_rows(slab, command, time.monotonic_ns())
         outcomes: list[RowReply] = [RowMark.NOT_COMPUTED] * command.rows
@@ -156,6 +159,7 @@ class Execution:
         """An exception becomes the error that the rows are answered with."""
         try:
             self._backend.execute(batch)
+            reach("batch-executed")
             if not self._typed:
                 check_count(batch.rows, len(batch.replies))
         except RingServeError as error:

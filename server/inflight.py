@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from ringserve.protocol.errors import RingServeError
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.payloads import Payload
+from ringserve.shm.faults import reach
 from ringserve.shm.lane import Slab
-from ringserve.shm.layout import ROW_CANCELLED, ROW_DEADLINE_NS, ROW_FLAGS
+from ringserve.shm.layout import ROW_CANCELLED, ROW_DEADLINE_NS, ROW_FLAGS, ROW_PARCEL_BYTES
 from ringserve.shm.link import FrontLink
 from ringserve.shm.segment import Segment
 from ringserve.shm.spool import Spool
@@ -197,6 +198,7 @@ class Fill:
         self.enter(pending, row, row_id)
         pending.state = State.WAITING
         self.ready += 1
+        reach("row-written")
         return True
 
     def enter(self, pending: Pending, row: int, row_id: int) -> None:
@@ -218,7 +220,9 @@ class Fill:
         pending.close_parcel()
         self.rows[row] = None
         self.live -= 1
-        self.slab.table[row, ROW_FLAGS] = ROW_CANCELLED  # it may lie in the middle of a batch
+        # It may lie in the middle of a batch, whose worker must not wait for a parcel that nobody sends.
+        self.slab.table[row, ROW_FLAGS] = ROW_CANCELLED
+        self.slab.table[row, ROW_PARCEL_BYTES] = 0
         if not self.live:
             self.rows.clear()
             self.holes.clear()
@@ -246,6 +250,7 @@ class Fill:
         self.ready -= count
         batch.count = count
         self._give_room(batch, others)
+        reach("batch-sealed")
         return batch
 
     def _range(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from ringserve.server.admission import Admission
 from ringserve.server.batching import BatchPolicy, Hold, WaitUntil
 from ringserve.server.inflight import Batch, Fill, Pending, State
 from ringserve.server.payloads import BytesEncoder, TypedEncoder
+from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane, Slab
 from ringserve.shm.layout import ROW_DEADLINE_NS
 from ringserve.shm.shm_errors import OutOfSharedMemory
@@ -107,6 +108,7 @@ class SlabQueue:
         fill = pending.fill
         assert fill is not None
         assert pending.state is State.RECEIVING
+        reach("body-landed")
         if not self._admission.try_enter():
             self.drop(pending)
             raise QueueFull(self.full_text())
@@ -174,6 +176,7 @@ class SlabQueue:
         if fill.live == 0 and fill is not self._open:
             assert fill.sealed
             fill.live = RELEASED
+            reach("slab-released")
             self._free.append(fill.slab)
 
     def refill(self) -> None:
@@ -212,6 +215,7 @@ class SlabQueue:
         if not self._free:
             return None
         self._free[-1].reserve()
+        reach("slab-taken")
         self._open = Fill(self._free.pop())
         self._free_min = min(self._free_min, len(self._free))
         return self._open
@@ -231,12 +235,16 @@ class SlabQueue:
             self._leaving.append(fill)
 
     def give_back(self) -> bool:
-        """Let the memory go of the slabs that nobody needed since the last call; whether others may follow."""
-        unneeded, self._free_min = self._free[: self._free_min], len(self._free)
-        for slab in unneeded:
-            if slab.out_ready:
-                slab.give_back()
-        return any(slab.out_ready for slab in self._free)
+        """Let the memory go of one slab that nobody needed since the last look; it takes a while. Whether there may be more."""
+        if any(slab.give_back() for slab in self._free[: self._free_min]):
+            return True
+        more, self._free_min = self._free_min < len(self._free), len(self._free)
+        return more
+
+    def want_out(self, answer_bytes: int) -> None:
+        """The answers of a batch took this much and did not fit into its part of the slab."""
+        if self._lane is not None:
+            self._lane.want_out(answer_bytes)
 
     # ---- departures
 

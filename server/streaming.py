@@ -18,6 +18,7 @@ from ringserve.backends.contract import BatchControl, ContractBroken, Reply, che
 from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
 from ringserve.server.chunks import PIECE, Piece, split, write_frame
 from ringserve.server.replies import STATUS_CHUNK, encode_reply_head, too_large
+from ringserve.shm.faults import reach
 from ringserve.shm.lane import Slab
 from ringserve.shm.layout import CACHE_LINE, ROW_CANCELLED, ROW_FLAGS
 from ringserve.shm.link import CHUNK_CREDITS, WorkerLink
@@ -65,6 +66,7 @@ class Chunks:
         self._credits -= 1
         pushed = self._link.completions.try_push(chunk)
         assert pushed, "chunks on their way and finished batches are fewer than the ring holds"
+        reach("chunk-pushed")
         try:
             self._link.bell.ring()
         except PeerGone:

@@ -35,6 +35,7 @@ from ringserve.server.control import (
 from ringserve.server.execution import Execution
 from ringserve.server.replies import STATUS_OVERFLOW
 from ringserve.server.streaming import Chunks
+from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import WorkerLink
 from ringserve.shm.ring import Command, Completion
@@ -149,14 +150,18 @@ class Worker:
             with contextlib.suppress(ControlClosed):
                 self._channel.send(AtWork())
         command = served.take()
+        reach("command-taken")
         overflow = self._execution.run(served.lane.slabs[command.slab], command, served.chunks, link.receive_parcel)
+        reach("replies-written")
         if overflow is not None:
             link.send_parcel(overflow)
             overflow.close()
         status = STATUS_OVERFLOW if overflow is not None else 0
         pushed = link.completions.try_push(Completion(command.sequence, command.slab, command.rows, status))
         assert pushed, "the front end may not have more batches outstanding than the ring holds"
+        reach("completion-pushed")
         link.bell.ring()
+        reach("completion-rung")
 
 
 def _model_of(message: LoadModel) -> LoadedModel:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -312,9 +312,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     """Starts servers on a store and waits until every model has its workers; afterwards nothing of them may be left."""
     sites: list[Site] = []
 
-    def started(store: Path, *, workers: int = 1, **config: object) -> Site:
+    def started(store: Path, *, workers: int = 1, env: Mapping[str, str] | None = None, **config: object) -> Site:
         settings = {"default_workers_per_model": workers, **config}
-        site = Site(ServerProcess(store, config=settings, folder=tmp_path / f"server-{len(sites)}"))
+        site = Site(ServerProcess(store, config=settings, env=env, folder=tmp_path / f"server-{len(sites)}"))
         sites.append(site)
         _start(site)
         return site

@@ -16,6 +16,7 @@ from ringserve.server.budget import (
     LANE_BYTES_MAX,
     MIB,
     REGION_BYTES_MIN,
+    ROWS_BESIDE_WORKERS,
     SLABS_BESIDE_WORKERS,
     SLABS_MIN,
     SLABS_WANTED_MIN,
@@ -56,7 +57,8 @@ def test_a_lane_is_large_enough_to_work_and_no_larger_than_it_can_use(
         assert "a test says so" in str(error)
         return
     assert shape.rows == batch_size
-    wanted = SLABS_BESIDE_WORKERS + OUTSTANDING_MAX * max(workers, WORKERS_PLANNED_MIN)
+    beside = max(SLABS_BESIDE_WORKERS, ROWS_BESIDE_WORKERS // batch_size)
+    wanted = beside + OUTSTANDING_MAX * max(workers, WORKERS_PLANNED_MIN)
     assert SLABS_MIN <= shape.slab_count <= wanted
     slabs_bytes = shape.slab_count * plan_slab(shape).slab_bytes
     if shape.slab_count > SLABS_WANTED_MIN:
@@ -74,7 +76,12 @@ def test_a_full_batch_of_images_fits_into_the_byte_regions(batch_size: int) -> N
 def test_the_longest_body_fits_when_batches_have_one_row() -> None:
     shape = lane_shape(UNTYPED, 1, 1, budget=PLENTY)
     assert shape.bytes_in > BODY_BYTES_MAX
-    assert shape.slab_count == SLABS_BESIDE_WORKERS + OUTSTANDING_MAX * WORKERS_PLANNED_MIN
+    assert shape.slab_count == PLENTY.target_bytes // plan_slab(shape).slab_bytes
+
+
+def test_slabs_of_few_rows_are_many_so_that_clients_can_keep_some() -> None:
+    assert lane_shape(MLP, 1, 1).slab_count == ROWS_BESIDE_WORKERS + OUTSTANDING_MAX * WORKERS_PLANNED_MIN
+    assert lane_shape(MLP, 32, 1).slab_count == SLABS_BESIDE_WORKERS + OUTSTANDING_MAX * WORKERS_PLANNED_MIN
 
 
 def test_each_region_follows_its_own_limit() -> None:
