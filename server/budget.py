@@ -16,7 +16,7 @@ MIB = 1 << 20
 # One slab open, one being answered, and two in every worker's hands. Where a slab has few rows, more: bodies on their way in and
 # answers on their way out keep theirs, and those that find none free are copied.
 SLABS_BESIDE_WORKERS = 4
-ROWS_BESIDE_WORKERS = 24
+ROWS_BESIDE_WORKERS = 12
 SLABS_WANTED_MIN = SLABS_BESIDE_WORKERS + OUTSTANDING_MAX
 # With one, nothing could arrive while a batch is executed.
 SLABS_MIN = 2
@@ -30,7 +30,7 @@ LANE_PART_MAX = 4
 # A process that may map only so much has other things to map.
 ADDRESS_PART = 8
 
-# TorchServe's default for the longest body, in and out.
+# TorchServe's default for the longest body, in and out. Longer ones, where they are allowed, travel in segments of their own.
 BODY_BYTES_MAX = 6_553_500
 # Beside a body in the byte region: what the request's head takes, some kilobytes of headers at most.
 HEAD_BYTES = 16 << 10
@@ -105,7 +105,8 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
 def _region_bytes(batch_size: int, body_bytes_max: int, affordable: int) -> int:
     """A byte region that takes a full batch of the longest bodies, if that is affordable: a body that the region cannot take
     travels in a segment of its own, which costs more than the copy."""
-    return align(max(REGION_BYTES_MIN, min(batch_size * (body_bytes_max + HEAD_BYTES), affordable)))
+    row_bytes = min(body_bytes_max, BODY_BYTES_MAX) + HEAD_BYTES
+    return align(max(REGION_BYTES_MIN, min(batch_size * row_bytes, affordable)))
 
 
 def lane_shape(
@@ -121,13 +122,13 @@ def lane_shape(
     both within the budget. Raises `OutOfSharedMemory` when not even the declared tensors of the fewest slabs are."""
     budget = lane_budget() if budget is None else budget
     bytes_in, bytes_out = 0, TYPED_REGION_BYTES
+    beside = max(SLABS_BESIDE_WORKERS, ROWS_BESIDE_WORKERS // batch_size)
     if not signature.typed:
-        half = (budget.target_bytes // SLABS_WANTED_MIN - batch_size * ROW_BYTES) // 2
+        half = (budget.target_bytes // (beside + OUTSTANDING_MAX) - batch_size * ROW_BYTES) // 2
         bytes_in = _region_bytes(batch_size, request_bytes_max, half)
         bytes_out = _region_bytes(batch_size, response_bytes_max, half)
     one = LaneShape(1, batch_size, _tensors(signature.inputs), _tensors(signature.outputs), bytes_in, bytes_out)
     slab_bytes = plan_slab(one).slab_bytes
-    beside = max(SLABS_BESIDE_WORKERS, ROWS_BESIDE_WORKERS // batch_size)
     wanted = beside + OUTSTANDING_MAX * max(workers, WORKERS_PLANNED_MIN)
     slabs = min(wanted, budget.target_bytes // slab_bytes)
     if slabs < SLABS_WANTED_MIN:
