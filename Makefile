@@ -1,16 +1,18 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+STRESS_S ?= 600
 FOLDERS := protocol shm backends server tools
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve test check bench docs clean
+.PHONY: help dev serve test check bench stress docs clean
 
 help:
 	@echo "make serve   install, build the sample archives, start the server on them, show a prediction"
 	@echo "make test    install, run every test"
 	@echo "make check   format, lint and strict types"
 	@echo "make bench   our server beside its own ceilings, as ratios"
+	@echo "make stress  a real server under everything at once, for STRESS_S=600 seconds"
 	@echo "make docs    run the examples in README.md and docs/"
 	@echo "make dev     install into $(VENV), nothing else"
 	@echo "make clean   remove what the targets above made"
@@ -37,7 +39,10 @@ check: dev
 	$(BIN)/mypy
 
 bench: dev
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+stress: dev
+	$(BIN)/python tests/stress/stress.py --seconds $(STRESS_S) --front-ends 2 --workers 3 $(if $(SEED),--seed $(SEED))
 
 docs: dev
 	$(BIN)/pytest -q tests/test_docs.py

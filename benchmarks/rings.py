@@ -18,7 +18,7 @@ from ringserve.server.control import Channel, LinkLane, StopWorker, ToWorker, Wo
 from ringserve.server.worker import Worker
 from ringserve.shm.lane import create_lane
 from ringserve.shm.link import FrontLink, create_link
-from ringserve.shm.ring import Entry
+from ringserve.shm.ring import Command
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
 WARM_UP = 500
@@ -49,7 +49,7 @@ def _trips_ns(link: FrontLink, count: int) -> list[int]:
     trips = []
     for sequence in range(count + WARM_UP):
         start = time.perf_counter_ns()
-        assert link.commands.try_push(Entry(sequence, 0, 0))
+        assert link.commands.try_push(Command(sequence, slab=0, first=0, rows=1, out_at=0, out_bytes=0))
         link.bell.ring()
         if not poller.poll(ANSWER_S_MAX * 1000):
             raise SystemExit("The worker did not answer an empty batch.")

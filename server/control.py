@@ -44,6 +44,7 @@ class ServeHttp(Message, frozen=True):
     header_timeout_s: int
     body_timeout_s: int
     write_timeout_s: int
+    front_ends: int
 
 
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):

@@ -95,6 +95,7 @@ class Delivery:
         for pending in batch.rows:
             if pending is not None:
                 pending.state = State.OVER
+                pending.batch = None  # who forgets the answer must not depend on the collector of cycles
                 pending.close_parcel()
                 fill.rows[pending.row] = None
         fill.live -= batch.count

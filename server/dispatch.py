@@ -28,7 +28,7 @@ from ringserve.server.batching import OUTSTANDING_MAX, BatchPolicy, WaitUntil
 from ringserve.server.deadlines import Deadlines
 from ringserve.server.delivery import Delivery
 from ringserve.server.drain_rate import DrainRate
-from ringserve.server.inflight import Batch, LinkState, Pending, State
+from ringserve.server.inflight import Batch, Fill, LinkState, Pending, State
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
 from ringserve.server.slab_queue import SlabQueue
@@ -53,12 +53,13 @@ LANDED_BYTES_MIN = 64 << 10
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`queue_size` is `job_queue_size`; a request may wait for a worker and for its answer as long as the next two say, a worker
-    may take as long for a batch as the last (0: for ever)."""
+    may take as long for a batch as the third (0: for ever). It serves so many front ends in turn."""
 
     queue_size: int
     queue_timeout_ms: int = 0
     request_timeout_ms: int = 0
     response_timeout_s: int = 0
+    front_ends: int = 1
 
 
 class Dispatcher:
@@ -124,7 +125,7 @@ class Dispatcher:
             pending = self._pending(request)
             places = self._queue.land(pending, request, body_bytes)
             if places is not None:
-                return SlabLanding(pending, places, self._landed, self._queue.drop)
+                return SlabLanding(pending, places, self._landed, self._forsaken)
             if self._typed:
                 return BufferLanding(body_bytes, request, self.submit)
             return GrowingLanding(limit_bytes, request, self.submit, spooled=True)
@@ -160,11 +161,13 @@ class Dispatcher:
 
     def _landed(self, pending: Pending) -> None:
         if not self._serviceable:
-            self._queue.drop(pending)
+            self._forsaken(pending)
             raise NoWorker(f"{self.label} has no worker")
         if pending.wait_until_ns:  # it waits from now on
             pending.wait_until_ns = time.monotonic_ns() + self.limits.queue_timeout_ms * 1_000_000
-        self._queue.landed(pending)
+        if not self._queue.landed(pending):
+            self._forsaken(pending)
+            raise self._full()
         if pending.row_deadline_ns:
             self._watch(pending)
         self._pump_soon()
@@ -197,6 +200,7 @@ class Dispatcher:
             pending.mark_cancelled()
         else:
             self._queue.drop(pending)
+            self._serve_backlog()
             self._notice_idle()
 
     def set_serviceable(self, serviceable: bool) -> None:
@@ -211,7 +215,7 @@ class Dispatcher:
         """The version's memory is here: encode what came early."""
         self._typed = signature.typed
         may_hold = self._queue.may_hold if SOCKET_TO_SLAB else bool  # bool() is false
-        self._delivery = Delivery(signature, self._queue.release, may_hold)
+        self._delivery = Delivery(signature, self._row_over, may_hold)
         self._queue.open_lane(lane, signature)
 
     def attach(self, worker_id: str, link: FrontLink) -> None:
@@ -281,13 +285,22 @@ class Dispatcher:
             self._pump_due = True
             self._loop.call_soon(self._pump)
 
+    def _row_over(self, fill: Fill) -> None:
+        self._queue.release(fill)
+        self._serve_backlog()
+
+    def _serve_backlog(self) -> None:
+        """A slab may have come free."""
+        if self._queue.backlogged:
+            self._pump_soon()
+
     def _go_on(self) -> None:
-        self._queue.refill()
         self._pump()
         self._notice_idle()
 
     def _pump(self) -> None:
         self._pump_due = False
+        self._queue.refill()
         while (state := self._least_loaded()) is not None:
             batch = self._queue.next_batch(len(state.outstanding))
             if isinstance(batch, Batch):
@@ -329,20 +342,25 @@ class Dispatcher:
             self._queue.put_back(batch, was_sent=False)
             return
         state.pushed += 1
+        if not state.outstanding:
+            state.since_ns = time.monotonic_ns()
         state.outstanding.append(batch)
         self._queue.sent(batch)
         if state.timer is None and self.limits.response_timeout_s:
             state.timer = self._loop.call_later(self.limits.response_timeout_s, self._look, state)
 
     def _look(self, state: LinkState) -> None:
-        """Has this worker executed one batch for longer than it may? It may be busy with another front end's, too: what counts
-        is when it took ours. While it waits for clients to take what it has streamed, it is not to blame."""
+        """Has this worker executed one batch for longer than it may? What counts is when it took it: before, it may be busy with
+        a batch of each other front end. While it waits for clients to take what it has streamed, it is not to blame."""
         state.timer = None
         if not state.outstanding or state.reported_stuck:
             return
-        left_s = float(self.limits.response_timeout_s)
-        if len(state.frames) < CHUNK_CREDITS and state.has_begun(state.outstanding[0]):
+        left_s, since_ns = float(self.limits.response_timeout_s), state.since_ns
+        if state.has_begun(state.outstanding[0]):
             since_ns = max(state.link.commands.taken_ns, state.heard_ns)
+        else:
+            left_s *= self.limits.front_ends
+        if len(state.frames) < CHUNK_CREDITS:
             left_s -= (time.monotonic_ns() - since_ns) / 1e9
         if left_s > 0:
             state.timer = self._loop.call_later(left_s, self._look, state)
@@ -411,6 +429,7 @@ class Dispatcher:
         assert self._delivery is not None
         overflow = Overflow(state.link.receive_parcel()) if entry.status == STATUS_OVERFLOW else None
         batch = state.outstanding.popleft()
+        state.since_ns = time.monotonic_ns()
         state.reported_stuck = False
         self._drain.answered(batch.count)
         try:

@@ -2,6 +2,9 @@
 
 # The rate is that of the last period and what has passed of the present one.
 PERIOD_S = 2.0
+# The clock is read only when somebody is refused. What was answered in a longer time than this without refusals was as much as
+# came, and not as much as could be.
+PERIOD_S_MAX = 10.0
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
 
 
@@ -22,6 +25,7 @@ class DrainRate:
         """How long so many need at the present rate, from 1 to 60 s; 1 where there is none to go by."""
         passed_s = now_s - self._began_s
         if passed_s >= PERIOD_S:
-            self._per_s, self._answered, self._began_s = self._answered / passed_s, 0, now_s
+            self._per_s = self._answered / passed_s if passed_s <= PERIOD_S_MAX else 0.0
+            self._answered, self._began_s = 0, now_s
         rate = self._per_s or (self._answered / passed_s if passed_s > 0 else 0.0)
         return min(max(waiting / rate, RETRY_S_MIN), RETRY_S_MAX) if rate else RETRY_S_MIN

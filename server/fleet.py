@@ -58,7 +58,7 @@ STARTUP_S_MAX = 60.0
 ASK_S_MAX = 2.0
 # Every so often each front end is asked for a sign of life; so many are missed in a row by one that is hung. Two, because all of
 # us may have been frozen together, and then only the clock has moved on.
-PULSE_S = 4.0
+PULSE_S = 5.0
 PULSES_MISSED_MAX = 2
 # Longer than it takes to find out that a front end is hung.
 APPLY_S_MAX = (PULSES_MISSED_MAX + 1) * PULSE_S + 3.0

@@ -70,6 +70,7 @@ class FrontEnd:
 
     async def run(self, first: ServeHttp, sock: socket.socket) -> None:
         """Serve until drained. Until the supervisor has said what is served, connections wait in the socket's queue."""
+        self._table.front_ends = first.front_ends
         timeouts = Timeouts(first.header_timeout_s, first.body_timeout_s, first.write_timeout_s)
         inference = Inference(self._table, first.request_bytes_max, timeouts)
         # What exists now stays for good: the collector need not look at it again for every few thousand requests.

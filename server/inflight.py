@@ -84,6 +84,8 @@ class Pending(asyncio.Future[Answer]):
         cancelled = super().cancel(msg)
         if cancelled:
             self.on_forsaken(self)
+        elif not self.cancelled() and self.exception() is None and (source := self.result().source) is not None:
+            source.close()  # it was answered a moment ago, and nobody will look at that
         return cancelled
 
     @property
@@ -132,6 +134,7 @@ class Fill:
         "rows",
         "sealed",
         "slab",
+        "spare",
         "used_bytes",
     )
 
@@ -145,6 +148,7 @@ class Fill:
         self.holes: list[int] = []  # rows nobody wants any more
         self.used_bytes = 0
         self.out_used = 0
+        self.spare: list[tuple[int, int]] = []  # room for answers that came back with its batch
         self.parcels = 0
         self.oldest_ns = 0  # when its first row came
         self.queued = False  # among those whose rows wait for a worker
@@ -269,6 +273,9 @@ class Fill:
 
     def _give_room(self, batch: "Batch", others: int) -> None:
         """Its part of the region for answers: all that is left, or its share when other rows will need some."""
+        if self.spare:
+            batch.out_at, batch.out_bytes = self.spare.pop()
+            return
         left = self.slab.out_ready - self.out_used
         share = left if batch.count == others else left * batch.count // others
         share -= share % 64 if batch.count != others else 0
@@ -278,6 +285,7 @@ class Fill:
     def put_back(self, batch: "Batch") -> int:
         """A batch that its worker never began: its rows wait again. Returns how many do."""
         count = 0
+        self.spare.append((batch.out_at, batch.out_bytes))
         for pending in batch.rows:
             if pending is None:
                 continue
@@ -324,6 +332,7 @@ class LinkState:
         "outstanding",
         "pushed",
         "reported_stuck",
+        "since_ns",
         "timer",
         "worker_id",
     )
@@ -339,6 +348,7 @@ class LinkState:
         self.believed = True  # until it breaks its ring
         self.on_detached: Callable[[], None] | None = None  # set: it is given nothing more
         self.reported_stuck = False
+        self.since_ns = 0  # when the oldest outstanding batch became that
         self.heard_ns = 0  # when it last sent a chunk
         self.timer: asyncio.TimerHandle | None = None  # until when it must have answered
 

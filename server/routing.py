@@ -21,6 +21,7 @@ class RouteTable:
     """`paths` holds the literal paths of predictions, so that the usual request costs one look-up; `rest` of those is empty.
     `dispatchers` also holds versions that are leaving and still answer."""
 
+    front_ends: int = 1
     healthy: bool = True
     paths: dict[str, tuple[Dispatcher, str]] = field(default_factory=dict)
     models: dict[str, ModelTargets] = field(default_factory=dict)
@@ -41,14 +42,16 @@ class RouteTable:
         for version, described in route.versions.items():
             dispatcher = self.dispatchers.get(described.key)
             if dispatcher is None:
-                dispatcher = self.dispatchers[described.key] = _dispatcher(described)
+                dispatcher = self.dispatchers[described.key] = _dispatcher(described, self.front_ends)
                 on_new(described.key, dispatcher)
             dispatcher.set_serviceable(described.serviceable)
             versions[version] = dispatcher
         return ModelTargets(route.default_version, versions)
 
 
-def _dispatcher(route: VersionRoute) -> Dispatcher:
+def _dispatcher(route: VersionRoute, front_ends: int) -> Dispatcher:
     policy = BatchPolicy(route.batch_size, route.batch_wait_ms * 1_000_000, route.fill)
-    limits = Limits(route.queue_size, route.queue_timeout_ms, route.request_timeout_ms, route.response_timeout_s)
+    limits = Limits(
+        route.queue_size, route.queue_timeout_ms, route.request_timeout_ms, route.response_timeout_s, front_ends
+    )
     return Dispatcher(f'Model "{route.model}" version {route.version}', policy, limits)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-from ringserve.protocol.errors import OutOfResources, QueueFull, RingServeError
+from ringserve.protocol.errors import OutOfResources, RingServeError
 from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature
 from ringserve.server.admission import Admission
@@ -103,20 +103,20 @@ class SlabQueue:
             self._seal_open()
         return places
 
-    def landed(self, pending: Pending) -> None:
-        """The body is there. Raises `QueueFull`; the row is gone then."""
+    def landed(self, pending: Pending) -> bool:
+        """The body is there. False when there is no place in the queue."""
         fill = pending.fill
         assert fill is not None
         assert pending.state is State.RECEIVING
         reach("body-landed")
         if not self._admission.try_enter():
-            self.drop(pending)
-            raise QueueFull(self.full_text())
+            return False
         fill.slab.table[pending.row, ROW_DEADLINE_NS] = pending.row_deadline_ns
         pending.state = State.WAITING
         fill.ready += 1
         if fill.sealed:
             self._line_up(fill)
+        return True
 
     def full_text(self) -> str:
         waiting, capacity = self._admission.total, self._admission.capacity
@@ -163,7 +163,9 @@ class SlabQueue:
     def close_lane(self) -> None:
         if self._lane is not None:
             self._free.clear()
-            self._open = None
+            if self._open is not None:
+                self._open.sealed = True  # a body may still be arriving there
+                self._open = None
             self._lane.close()
             self._lane = None
 
@@ -178,6 +180,11 @@ class SlabQueue:
             fill.live = RELEASED
             reach("slab-released")
             self._free.append(fill.slab)
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether somebody waits for a slab."""
+        return bool(self._backlog)
 
     def refill(self) -> None:
         """Out of the backlog, as far as slabs are free."""

@@ -103,19 +103,20 @@ class Supervisor:
         sweep_names()
         work_dir = make_work_dir(Path(tempfile.gettempdir()))
         management = Management(settings, ModelStore(settings.model_store, work_dir))
+        front_ends = settings.frontends or front_ends_default()
         first = ServeHttp(
             settings.max_request_size,
             package_version("ringserve"),
             settings.header_timeout_s,
             settings.body_timeout_s,
             settings.write_timeout_s,
+            front_ends,
         )
         hooks = FleetHooks(management.routes, management.ready_workers, management.kill_stuck)
         fleet = Fleet(inference, first, settings.max_response_size, hooks)
         try:
             await management.load_at_startup(settings.models)
             management.fleet = fleet
-            front_ends = settings.frontends or front_ends_default()
             logger.info("front ends: %d", front_ends)
             await fleet.start(front_ends)
             routes = ManagementRoutes(management, settings.max_request_size)

@@ -422,7 +422,7 @@ class PredictionConnection(HttpProtocol):
         http = self.http
         waits = self.in_flight is not None or (http is not None and http.stage in (Stage.HANDLER, Stage.RESPONSE))
         receives = self._reader is not None and self._reader.sink is not None
-        if not waits or receives or self.transport is None:
+        if not waits or receives or self.transport is None or self.transport.is_closing():
             return False
         request = None if http is None else http.request
         one_one = self.in_flight is not None or request is None or request.version == "1.1"

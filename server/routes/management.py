@@ -102,6 +102,7 @@ class ManagementRoutes:
             synchronous=parameters.flag("synchronous", True),
             response_timeout_s=parameters.integer("response_timeout"),
             startup_timeout_s=parameters.integer("startup_timeout"),
+            queue_timeout_s=parameters.integer("queue_timeout"),
         )
         status = await _to_its_end(self._management.register(wanted))
         return json_response({"status": status}, _status_code(status), request)

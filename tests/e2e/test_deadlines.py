@@ -154,6 +154,26 @@ def test_a_request_whose_time_is_over_in_the_queue_is_answered_while_the_worker_
     assert scene.computed == ["held", "next"]
 
 
+def test_a_deadline_counts_for_requests_of_any_shape(server: ServerProcess, scene: Scene) -> None:
+    scene.hold("act")
+    usual = act("act", header(TIMEOUT_MS), name="late")
+    framed, body = usual.split(b"\r\n\r\n")
+    length = b"content-length: %d" % len(body)
+    shapes = (
+        usual.replace(b"POST", b"PUT"),
+        usual.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        usual.replace(b"/predictions/act", b"/predictions/act/1.0/rest"),
+        framed.replace(length, b"transfer-encoding: chunked") + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+    )
+    for shape in shapes:
+        with Connection(server) as connection:
+            connection.send(shape)
+            assert is_late(connection.answer()), shape
+    with Connection(server) as connection:
+        connection.send(usual.replace(b"POST", b"PUT").replace(b"ms: 300", b"ms: soon"))
+        assert connection.answer().status == 400
+
+
 def test_each_request_of_a_queue_has_its_own_deadline(scene: Scene) -> None:
     scene.hold("act")
     patient = [scene.ask("act", "patient0", header(60_000)), scene.ask("act", "patient1")]

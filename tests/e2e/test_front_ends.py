@@ -48,7 +48,7 @@ class Client:
         with only(server, pid):
             self._socket = socket.create_connection((host, int(port)), timeout=ANSWER_S_MAX)
             own_port = self._socket.getsockname()[1]
-            wait_until(lambda: own_port in peer_ports(pid), 10, f"a connection of front end {pid}")
+            wait_until(lambda: own_port in peer_ports(pid), 8, f"a connection of front end {pid}")
 
     def ask(self, model: str, body: str) -> None:
         """Send a request; `answer` reads what comes back."""

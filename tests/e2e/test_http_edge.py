@@ -188,18 +188,18 @@ def test_a_too_large_body_is_refused_as_soon_as_that_is_known(connection: Connec
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize(("target", "status"), [("/predictions/echo", 413), ("/predictions/nobody", 404)])
 def test_a_client_that_sends_all_of_a_refused_body_before_it_reads_still_reads_the_refusal(
-    connection: Connection, framing: str
+    connection: Connection, framing: str, target: str, status: int
 ) -> None:
     pieces, piece = 200, bytes(60_000)
     length = f"content-length: {pieces * len(piece)}" if framing == "length" else "transfer-encoding: chunked"
-    connection.send(head("/predictions/echo", length))
+    connection.send(head(target, length))
     with contextlib.suppress(OSError):
         for _ in range(pieces):
             connection.send(piece if framing == "length" else b"%x\r\n%b\r\n" % (len(piece), piece))
     answer = connection.answer()
-    assert answer.status == 413
-    assert "max_request_size" in answer.json["message"]
+    assert (answer.status, answer.json["code"]) == (status, status)
 
 
 def test_a_too_large_answer_is_an_error_for_its_own_request_alone(server: ServerProcess, gate: Path) -> None:
@@ -297,7 +297,9 @@ def drip(connection: Connection, *, pieces: bytes) -> bytes:
     return connection.rest()
 
 
-@pytest.mark.parametrize("before", [b"", act("act", name="first")], ids=["fresh", "used"])
+@pytest.mark.parametrize(
+    "before", [b"", act("act", name="first"), post(bytes(200_000))], ids=["fresh", "used", "large"]
+)
 @pytest.mark.parametrize("begun", [b"P", b"POST /predictions/echo HTTP/1.1\r\nhost: x\r\nx-long: "])
 def test_a_head_that_takes_too_long_ends_its_connection(strict: ServerProcess, before: bytes, begun: bytes) -> None:
     with Connection(strict) as connection:
@@ -350,6 +352,23 @@ def test_a_crowd_of_slow_uploaders_keeps_nobody_else_from_being_served(server: S
         for connection, body in zip(slow[1::2], bodies[1::2], strict=True):
             connection.send(body[-50_000:])
             assert connection.answer().body == body
+
+
+def test_slow_uploaders_take_no_places_in_a_queue(server: ServerProcess) -> None:
+    """A place is for who waits for the model, not for who is waited for."""
+    with contextlib.ExitStack() as stack:
+        requests = [act("small", name=f"slow{number}", pad="x" * 100_000) for number in range(3)]
+        requests += [request.replace(b"POST", b"PUT") for request in requests]
+        slow = [stack.enter_context(Connection(server)) for _ in requests]
+        for connection, request in zip(slow, requests, strict=True):
+            connection.send(request[:-50_000])
+        settle(server)
+        with Connection(server) as other:
+            other.send(act("small", name="quick"))
+            assert other.answer().json["name"] == "quick"
+        for connection, request in zip(slow, requests, strict=True):
+            connection.send(request[-50_000:])
+            assert connection.answer().status == 200
 
 
 def test_a_client_that_reads_nothing_of_its_answer_is_cut_off(strict: ServerProcess) -> None:

@@ -1,5 +1,6 @@
 """Bodies too large for one read arrive as they were sent: in whatever pieces, framing and order, at whatever address."""
 
+import contextlib
 import hashlib
 import random
 import threading
@@ -310,6 +311,33 @@ def test_a_typed_model_takes_large_inputs_as_json(client: httpx.Client) -> None:
     image = np.frombuffer(body[:IMAGE_BYTES], "<f4").reshape(IMAGE).astype(int).tolist()
     row = {"image": image, "mask": list(body[IMAGE_BYTES:])}
     assert client.post("/predictions/checksums", json=row).json() == crcs
+
+
+def test_large_bodies_that_come_before_their_models_have_loaded_are_answered(
+    archive: Callable[..., Path], start_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    """Nobody knows yet where they will lie in memory. The models load once their folder has a file `open`."""
+    handlers, store = Path(__file__).parent / "handlers", tmp_path / "store"
+    waiting = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'open')!r}):\n    time.sleep(0.005)\n"
+    for name, config in (("echo", ""), ("checksums", CHECKSUMS_CONFIG)):
+        source = (handlers / f"{name}.py").read_text().partition('"""\n')[2] + waiting
+        archive(store, name, f"{name}.py", source=source, config=config)
+    server = start_server(store)
+    with contextlib.ExitStack() as stack:
+        echoes = [(way, random.Random(number).randbytes(400_000)) for number, way in enumerate(WAYS)]
+        rows = [typed_row(seed) for seed in range(3)]
+        connections = [stack.enter_context(Connection(server)) for _ in (*echoes, *rows)]
+        for connection, (way, body) in zip(connections, echoes, strict=False):
+            way(connection, body)
+        for connection, (body, _) in zip(connections[len(echoes) :], rows, strict=True):
+            connection.send(post(body, "/predictions/checksums"))
+        wrong = stack.enter_context(Connection(server))
+        wrong.send(post(rows[0][0][:-1], "/predictions/checksums"))
+        (tmp_path / "open").touch()
+        answers = [connection.answer() for connection in connections]
+        assert wrong.answer().status == 400
+    assert [answer.body for answer in answers[: len(echoes)]] == [body for _, body in echoes]
+    assert [answer.json for answer in answers[len(echoes) :]] == [crcs for _, crcs in rows]
 
 
 @pytest.mark.parametrize("wrong_by", [-1, 1, 100_000, -IMAGE_BYTES])

@@ -241,7 +241,8 @@ def test_clients_that_leave_at_any_moment_cost_no_slab_and_no_credit(
         }
         if number % 5 == 0:
             order["fail_at"] = random_one.randrange(5)
-        with dial(server, order) as connection, contextlib.suppress(ConnectionResetError):
+        with dial(server, order) as connection, contextlib.suppress(ConnectionResetError, TimeoutError):
+            connection.settimeout(0.05)  # it may be all there is
             for _ in range(random_one.randrange(4)):
                 connection.recv(random_one.choice([1, 1000, 100_000]))
 

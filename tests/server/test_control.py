@@ -55,7 +55,7 @@ MANIFEST: dict[str, object] = {"model": {"modelName": "m", "list": [1, 2.5, None
 
 # What may arrive where, and one example of each.
 MESSAGES: list[tuple[object, Message]] = [
-    (ToFrontEnd, ServeHttp(6_553_500, "0.1.0", 60, 120, 60)),
+    (ToFrontEnd, ServeHttp(6_553_500, "0.1.0", 60, 120, 60, 2)),
     (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})})),
     (ToFrontEnd, ShareQueue(1, 0)),
     (ToFrontEnd, OpenLane(1, SHAPE, SIGNATURE)),

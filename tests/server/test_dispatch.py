@@ -1,6 +1,5 @@
 """The dispatcher over real shared memory: each request gets its own answer, and only that."""
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ringserve.protocol.errors import (
 from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature, TensorSpec
 from ringserve.server.replies import write_typed_success
+from ringserve.shm.ring import Completion
 
 if TYPE_CHECKING:
     from tests.server.conftest import Stage
@@ -134,8 +134,8 @@ def test_a_typed_row_is_answered_as_json(play: Play, outcome_of: OutcomeOf) -> N
         command = worker.link.commands.take()
         slab = worker.lane.slabs[command.slab]
         slab.outputs[0][:] = slab.inputs[0] * 2
-        write_typed_success(slab, command.rows)
-        assert worker.link.completions.try_push(command)
+        write_typed_success(slab, command.first, command.rows)
+        assert worker.link.completions.try_push(Completion(command.sequence, command.slab, command.rows))
         worker.link.bell.ring()
         await stage.settle()
         assert [outcome_of(each) for each in futures] == [b"[0.0,0.0,0.0]", b"[2.0,2.0,2.0]", b"[4.0,4.0,4.0]"]
@@ -260,40 +260,71 @@ def test_a_batch_that_fills_leaves_when_its_time_is_over(play: Play, outcome_of:
     async def scenario(stage: "Stage") -> None:
         worker = stage.attach()
         future = stage.submit(b"x")
-        await stage.settle()
+        await stage.pass_s(0.0049)
         assert worker.link.listener.collect() == 0
-        loop = asyncio.get_running_loop()
-        heard: asyncio.Future[None] = loop.create_future()
-
-        def heard_once() -> None:
-            if not heard.done():
-                heard.set_result(None)
-
-        loop.add_reader(worker.link.listener.fd, heard_once)
-        await asyncio.wait_for(heard, 10)
-        loop.remove_reader(worker.link.listener.fd)
+        await stage.pass_s(0.0001)
         await stage.work()
         assert outcome_of(future) == b"answer to x"
 
     play(scenario, fill_ns=5_000_000)
 
 
-def test_a_worker_silent_for_longer_than_the_timeout_is_reported_once(play: Play) -> None:
+def test_a_worker_that_executes_a_batch_for_longer_than_the_timeout_is_reported_once(play: Play) -> None:
+    """Counted from when it took the batch, not from when it was given."""
+
+    async def scenario(stage: "Stage") -> None:
+        reported: list[str] = []
+        stage.dispatcher.on_stuck = reported.append
+        worker = stage.attach()
+        stage.submit()
+        await stage.pass_s(200)
+        worker.start()
+        await stage.pass_s(119)
+        assert reported == []
+        await stage.pass_s(1)
+        assert reported == [worker.worker_id]
+        await stage.pass_s(500)
+        assert reported == [worker.worker_id]
+
+    play(scenario, response_timeout_s=120)
+
+
+def test_a_worker_that_goes_on_from_batch_to_batch_is_not_stuck(play: Play) -> None:
+    async def scenario(stage: "Stage") -> None:
+        reported: list[str] = []
+        stage.dispatcher.on_stuck = reported.append
+        worker = stage.attach()
+        for body in bodies(8):
+            stage.submit(body)
+        await stage.settle()
+        for _ in range(8):
+            assert worker.start()
+            await stage.pass_s(1.9)
+            worker.finish()
+            await stage.settle()
+        await stage.pass_s(10)
+        assert reported == []
+
+    play(scenario, rows=1, slabs=10, response_timeout_s=2)
+
+
+def test_a_worker_that_streams_is_not_stuck(play: Play) -> None:
     async def scenario(stage: "Stage") -> None:
         reported: list[str] = []
         stage.dispatcher.on_stuck = reported.append
         worker = stage.attach()
         stage.submit()
         await stage.settle()
-        since_ns = stage.dispatcher._links[worker.worker_id].since_ns
-        limit_ns = stage.dispatcher.response_timeout_s * 10**9
-        stage.dispatcher.check_stuck(since_ns + limit_ns)
+        worker.start()
+        for _ in range(3):
+            await stage.pass_s(1.5)
+            assert worker.stream({0: b"part"})
+            await stage.settle()
         assert reported == []
-        for _ in range(2):
-            stage.dispatcher.check_stuck(since_ns + limit_ns + 1)
+        await stage.pass_s(2)
         assert reported == [worker.worker_id]
 
-    play(scenario)
+    play(scenario, response_timeout_s=2)
 
 
 def test_requests_know_their_parts_by_name(play: Play) -> None:

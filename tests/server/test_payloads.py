@@ -16,8 +16,17 @@ from ringserve.protocol.request import FormPart, InferRequest
 from ringserve.protocol.tensor import ITEM_BYTES, Signature, TensorSpec
 from ringserve.server.payloads import BytesEncoder, BytesPayload, TypedEncoder, TypedPayload, read_requests
 from ringserve.shm.lane import Lane, create_lane
-from ringserve.shm.layout import LaneShape, Tensor
+from ringserve.shm.layout import (
+    ROW_CANCELLED,
+    ROW_DEADLINE_NS,
+    ROW_FLAGS,
+    ROW_ID,
+    ROW_PARCEL_BYTES,
+    LaneShape,
+    Tensor,
+)
 from ringserve.shm.segment import Segment
+from ringserve.shm.spool import Spool
 
 ROWS = 4
 REGION = 1 << 16
@@ -50,31 +59,94 @@ requests = st.builds(
 
 def expected_parts(request: InferRequest) -> list[tuple[str, str, bytes]]:
     if request.parts is None:
-        return [("body", request.content_type, request.body)]
+        return [("body", request.content_type, bytes(request.body))]
     return [(part.name, part.content_type, part.data) for part in request.parts]
 
 
-@given(st.lists(requests, min_size=1, max_size=ROWS), st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
-def test_any_requests_come_out_of_a_slab_as_they_went_in(sent: list[InferRequest], by_parcel: list[bool]) -> None:
+@given(st.lists(requests, min_size=1, max_size=ROWS), st.lists(st.booleans(), min_size=ROWS, max_size=ROWS), st.data())
+def test_any_requests_come_out_of_a_slab_as_they_went_in(
+    sent: list[InferRequest], by_parcel: list[bool], data: st.DataObject
+) -> None:
+    """Read as one batch or as two, the second beginning in the middle of the slab."""
     lane = lane_of(Signature())
     slab, used, parcels = lane.slabs[0], 0, []
     for row, request in enumerate(sent):
         payload = BytesEncoder().encode(request)
         if by_parcel[row]:
-            parcels.append(payload.write_parcel(slab, row, row + 10))
-        else:
-            payload.write(slab, row, row + 10, used)
-            used += payload.slab_bytes()
-    received, opened = read_requests(slab, len(sent), iter(parcels).__next__)
-    assert opened == parcels
-    assert slab.table[: len(sent), 0].tolist() == [row + 10 for row in range(len(sent))]
+            parcel = payload.to_parcel()
+            assert isinstance(parcel, Segment)
+            parcels.append(parcel)
+        payload.write(slab, row, used, row + 10, 1000 + row)
+        used += 0 if by_parcel[row] else payload.slab_bytes()
+    cut = data.draw(st.integers(0, len(sent)))
+    receive_parcel = iter(parcels).__next__
+    received, opened = read_requests(slab, 0, cut, receive_parcel)
+    later, opened_later = read_requests(slab, cut, len(sent) - cut, receive_parcel)
+    received += later
+    assert opened + opened_later == parcels
+    assert slab.table[: len(sent), ROW_ID].tolist() == [row + 10 for row in range(len(sent))]
+    assert slab.table[: len(sent), ROW_DEADLINE_NS].tolist() == [row + 1000 for row in range(len(sent))]
     for request, found in zip(sent, received, strict=True):
         assert (found.request_id, found.headers) == (request.request_id, request.headers)
         assert [(part.name, part.content_type, bytes(part.data)) for part in found.parts] == expected_parts(request)
         assert all(part.data.readonly for part in found.parts)
-    del received, found
-    for parcel in parcels:
-        parcel.close()
+    del received, later, found
+    for each in parcels:
+        each.close()
+    lane.close()
+
+
+def written_in_pieces(places: list[memoryview], body: bytes) -> None:
+    at = 0
+    for place in places:
+        place[:] = body[at : at + len(place)]
+        at += len(place)
+    assert at == len(body)
+
+
+@given(requests.filter(lambda request: request.parts is None))
+def test_a_row_that_is_opened_for_a_body_to_come_reads_as_if_it_had_been_there(request: InferRequest) -> None:
+    lane = lane_of(Signature())
+    payload = BytesEncoder().expect(request._replace(body=b""), len(request.body))
+    assert payload.slab_bytes() == BytesEncoder().encode(request).slab_bytes()
+    written_in_pieces(payload.open(lane.slabs[0], 2, 64, 7, 0), bytes(request.body))
+    (found,), _ = read_requests(lane.slabs[0], 2, 1, no_parcel)
+    assert [(part.name, part.content_type, bytes(part.data)) for part in found.parts] == expected_parts(request)
+    assert (found.request_id, found.headers) == (request.request_id, request.headers)
+    del found
+    lane.close()
+
+
+@given(requests.filter(lambda request: request.parts is None))
+def test_a_spooled_body_reads_as_if_it_had_been_in_the_slab(request: InferRequest) -> None:
+    lane = lane_of(Signature())
+    spool = Spool(None)
+    spool.write(request.body)
+    payload = BytesEncoder().encode_spooled(request._replace(body=b""), spool)
+    assert payload.slab_bytes() > len(lane.slabs[0].bytes_in)
+    assert payload.to_parcel() is spool
+    assert payload.to_parcel() is spool, "asked again where the first slab had no room"
+    payload.write(lane.slabs[0], 0, 0, 7, 0)
+    parcel = Segment.attach(os.dup(spool.fd))
+    (found,), _ = read_requests(lane.slabs[0], 0, 1, lambda: parcel)
+    assert [(part.name, part.content_type, bytes(part.data)) for part in found.parts] == expected_parts(request)
+    del found
+    parcel.close()
+    spool.close()
+    lane.close()
+
+
+def test_a_cancelled_row_reads_as_an_empty_request_whatever_lies_there() -> None:
+    lane = lane_of(Signature())
+    slab = lane.slabs[0]
+    slab.table[:, :] = 2**40  # nothing here can be read as a request
+    slab.table[:, ROW_PARCEL_BYTES] = 0
+    slab.table[:, ROW_FLAGS] = ROW_CANCELLED
+    BytesEncoder().encode(InferRequest("a", "", {}, b"body")).write(slab, 1, 0, 1, 0)
+    found, _ = read_requests(slab, 0, 3, no_parcel)
+    assert [request.request_id for request in found] == ["", "a", ""]
+    assert [len(request.parts) for request in found] == [0, 1, 0]
+    found.clear()
     lane.close()
 
 
@@ -122,11 +194,48 @@ def test_typed_rows_of_any_type_and_shape_are_arrays_of_the_slab(
             request = InferRequest("", "", {}, b"".join(as_bytes))
         payload = encoder.encode(request)
         assert payload.slab_bytes() == 0
-        payload.write(lane.slabs[0], row, row + 1, 0)
+        payload.write(lane.slabs[0], row, 0, row + 1, 0)
     for number in range(len(signature.inputs)):
         expected = np.stack([arrays[number] for arrays in rows])
         assert np.array_equal(lane.slabs[0].inputs[number][: len(rows)], expected)
     lane.close()
+
+
+@given(typed_rows())
+def test_typed_rows_whose_bodies_come_in_place_are_the_same_arrays(
+    case: tuple[Signature, list[list[np.ndarray]]],
+) -> None:
+    """One place for each input, in declared order."""
+    signature, rows = case
+    lane = lane_of(signature, 0)
+    encoder = TypedEncoder(signature)
+    request = InferRequest("", "application/octet-stream", {}, b"")
+    for row, arrays in enumerate(rows):
+        body = b"".join(array.tobytes() for array in arrays)
+        payload = encoder.expect(request, len(body))
+        assert payload is not None
+        written_in_pieces(payload.open(lane.slabs[0], row, 0, row + 1, 0), body)
+        with pytest.raises(BadRequest, match=f"^Body: expected {len(body)} bytes .*, got {len(body) + 1} bytes"):
+            encoder.expect(request, len(body) + 1)
+    for number in range(len(signature.inputs)):
+        expected = np.stack([arrays[number] for arrays in rows])
+        assert np.array_equal(lane.slabs[0].inputs[number][: len(rows)], expected)
+    lane.close()
+
+
+def test_json_for_arrays_is_read_before_it_is_a_row() -> None:
+    request = InferRequest("", "application/json; charset=utf-8", {}, b"")
+    assert TypedEncoder(spec_of("int8", 1)).expect(request, 5) is None
+
+
+def test_a_typed_body_that_was_spooled_is_a_row_and_its_spool_is_closed() -> None:
+    spool = Spool(None)
+    spool.write(b"[1, 2]")
+    encoder = TypedEncoder(spec_of("int8", 2))
+    payload = encoder.encode_spooled(InferRequest("", "application/json", {}, b""), spool)
+    assert isinstance(payload, TypedPayload)
+    assert [bytes(buffer) for buffer in payload.buffers] == [b"\x01\x02"]
+    assert spool.fd == -1
 
 
 def spec_of(dtype: str, *shape: int) -> Signature:

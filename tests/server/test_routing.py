@@ -6,15 +6,16 @@ import pytest
 
 from ringserve.protocol.errors import NoWorker
 from ringserve.protocol.request import InferRequest
+from ringserve.server.batching import BatchPolicy
 from ringserve.server.control import ModelRoute, Routes, VersionRoute
-from ringserve.server.dispatch import Dispatcher
+from ringserve.server.dispatch import Dispatcher, Limits
 from ringserve.server.routing import RouteTable
 
 REQUEST = InferRequest("id", "", {}, b"")
 
 
 def version(key: int, model: str = "m", name: str = "1.0", *, serviceable: bool = True) -> VersionRoute:
-    return VersionRoute(key, model, name, serviceable, 4, 25, True, 7, 120)
+    return VersionRoute(key, model, name, serviceable, 4, 25, True, 7, 120, 5000, 9000)
 
 
 def routes(*versions: VersionRoute, default: str = "1.0", healthy: bool = True) -> Routes:
@@ -58,9 +59,8 @@ def test_a_dispatcher_is_what_its_route_says() -> None:
     applied.apply(routes(version(1)))
     dispatcher = applied.table.dispatchers[1]
     assert dispatcher.label == 'Model "m" version 1.0'
-    assert (dispatcher.capacity, dispatcher.response_timeout_s) == (7, 120)
-    policy = dispatcher.policy
-    assert (policy.rows_max, policy.wait_ns_max, policy.fill) == (4, 25_000_000, True)
+    assert dispatcher.limits == Limits(7, 5000, 9000, 120)
+    assert dispatcher._queue._policy == BatchPolicy(4, 25_000_000, True)
 
 
 def test_the_same_dispatcher_serves_over_updates() -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringserve.protocol.errors import ModelNotFound, PredictionFailed, WorkerLost
+from ringserve.protocol.errors import ModelNotFound, PredictionFailed, QueueFull, WorkerLost
 from ringserve.protocol.request import Answer
+from ringserve.server.sources import Held, ReplyStream
 from ringserve.server.wire import (
     FIXED_HEADERS,
     JOINED_BYTES_MAX,
@@ -18,6 +19,7 @@ from ringserve.server.wire import (
     error_body,
     json_text,
     request_id,
+    streamed_head,
 )
 
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -183,3 +185,37 @@ def test_a_large_body_is_not_copied_behind_its_head() -> None:
     head, body = answer_buffers(Answer(large), "id", keep_alive=True, head_only=False)
     assert body is large
     assert head.endswith(b"\r\n\r\n")
+
+
+def test_a_refused_client_is_told_when_to_come_back() -> None:
+    _, headers, _ = answered(error_answer(QueueFull("full", retry_after_s=7)), keep_alive=False)
+    assert headers["retry-after"] == "7"
+    assert "retry-after" not in answered(error_answer(QueueFull("full")), keep_alive=False)[1]
+
+
+def head_of(answer: Answer, *, keep_alive: bool = True, chunked: bool = False) -> tuple[str, dict[str, str]]:
+    head = streamed_head(answer, "the-id", keep_alive=keep_alive, chunked=chunked)
+    assert head.endswith(b"\r\n\r\n")
+    status, *lines = head[:-4].decode().split("\r\n")
+    return status, {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+
+
+def test_the_head_of_an_answer_in_shared_memory_says_its_length() -> None:
+    held = Held(b"12345", lambda: None)
+    status, headers = head_of(Answer(b"", "image/png", source=held))
+    assert status == "HTTP/1.1 200 OK"
+    assert (headers["content-length"], headers["content-type"]) == ("5", "image/png")
+    assert (headers["x-request-id"], headers["connection"]) == ("the-id", "keep-alive")
+    assert "transfer-encoding" not in headers
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_an_answer_that_is_still_being_made_comes_in_chunks_or_until_the_end(chunked: bool) -> None:
+    stream = ReplyStream(lambda: None)
+    answer = Answer(b"", None, 206, "", {"x-part": "1"}, stream)
+    status, headers = head_of(answer, keep_alive=chunked, chunked=chunked)
+    assert status == "HTTP/1.1 206 Partial Content"
+    assert headers.get("transfer-encoding") == ("chunked" if chunked else None)
+    assert headers["connection"] == ("keep-alive" if chunked else "close")
+    assert headers["x-part"] == "1"
+    assert "content-length" not in headers

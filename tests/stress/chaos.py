@@ -41,7 +41,7 @@ MODELS = {
     "stream": ("stream.py:handle", ""),
     "typed": ("sums.py", TYPED_CONFIG),
 }
-_SLABS = re.compile(r"dispatcher (\S+): free slabs (\d+) of (\d+), waiting (\d+), held (\d+)")
+_SLABS = re.compile(r"dispatcher (.+?): free slabs (\d+) of (\d+), waiting (\d+), held (\d+)")
 # What a log holds when the server itself, not a model, did something wrong.
 BUG_WORDS = (
     "a request failed inside the server",
@@ -118,13 +118,18 @@ class Site:
 
     def slabs(self) -> list[Slabs]:
         """What all front ends say about all models now. Raises `TimeoutError` when one keeps silent."""
-        seen = len(self.server.log)
+        seen = self.server.log_file.stat().st_size
         pids = self.server.front_ends()
         for pid in pids:
             os.kill(pid, signal.SIGUSR1)
         expected = len(pids) * len(MODELS)
-        wait_until(lambda: len(parse_slabs(self.server.log[seen:])) >= expected, SLABS_S_MAX, "what SIGUSR1 logs")
-        return parse_slabs(self.server.log[seen:])
+        wait_until(lambda: len(parse_slabs(self._log_from(seen))) >= expected, SLABS_S_MAX, "what SIGUSR1 logs")
+        return parse_slabs(self._log_from(seen))
+
+    def _log_from(self, offset: int) -> str:
+        with self.server.log_file.open("rb") as log:
+            log.seek(offset)
+            return log.read().decode(errors="replace")
 
     def leaks(self) -> list[str]:
         """What is still not free after everybody has gone; waits for it to become so."""
@@ -141,11 +146,9 @@ class Site:
         return []
 
     def log_bugs(self) -> list[str]:
-        return [
-            f"the log says {word!r} {self.server.log.count(word)} times"
-            for word in BUG_WORDS
-            if word in self.server.log
-        ]
+        """What the server says of itself that it should not have to."""
+        log = self.server.log
+        return [f"the log says {word!r} {log.count(word)} times" for word in BUG_WORDS if word in log]
 
 
 class Killer:

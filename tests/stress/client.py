@@ -117,13 +117,14 @@ class Connection:
     async def _bytes(self, size: int, plan: Plan) -> bytes:
         if not plan.reads_slowly:
             return await self.reader.readexactly(size)
-        body, pause_s = bytearray(), SLOW_READ_S / PIECES_MAX
+        whole = max(1, sum(map(len, plan.answer)))
+        body, step = bytearray(), max(1, whole // PIECES_MAX)
         while len(body) < size:
-            piece = await self.reader.read(min(size - len(body), max(1, size // PIECES_MAX)))
+            piece = await self.reader.read(min(size - len(body), step))
             if not piece:
                 raise asyncio.IncompleteReadError(bytes(body), size)
             body += piece
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(SLOW_READ_S * len(piece) / whole)
         return bytes(body)
 
 
@@ -180,9 +181,10 @@ class Client:
             keeps = False
             try:
                 async with asyncio.timeout(ANSWER_S_MAX):
-                    if number == 0 and len(plans) > 1:
-                        await connection.send(b"".join(each.head() + bytes(each.body) for each in plans))
-                    answer = await (connection.answer(plan) if len(plans) > 1 else self._ask(plan, connection))
+                    if plan.pipelined:
+                        answer: Answer | None = await self._ask_in_line(number, plans, connection)
+                    else:
+                        answer = await self._ask(plan, connection)
                 if answer is None:
                     self._tally.count(plan.kind, Word.LEFT)
                 else:
@@ -192,7 +194,8 @@ class Client:
                 self._judge_cut(plan, cut, connection.opened_s, sent_s)
             except TimeoutError:
                 self._tally.count(plan.kind, Word.WRONG)
-                self._tally.violate(f"{label(plan)} was not answered within {ANSWER_S_MAX:.0f} s")
+                since = time.strftime("%H:%M:%S", time.localtime(time.time() - ANSWER_S_MAX))
+                self._tally.violate(f"{label(plan)}, sent at {since}, was not answered within {ANSWER_S_MAX:.0f} s")
             except (ValueError, KeyError, asyncio.LimitOverrunError) as error:
                 self._tally.count(plan.kind, Word.WRONG)
                 self._tally.violate(f"{label(plan)}: what came back is not HTTP: {error!r}")
@@ -205,10 +208,17 @@ class Client:
 
     # ---- sending
 
+    async def _ask_in_line(self, number: int, plans: list[Plan], connection: Connection) -> Answer:
+        """All requests leave with the first one; their answers come in the same order."""
+        if number == 0:
+            with contextlib.suppress(ConnectionError):  # whether an answer came nevertheless, reading says
+                await connection.send(b"".join(each.head() + bytes(each.body) for each in plans))
+        return await connection.answer(plans[number])
+
     async def _ask(self, plan: Plan, connection: Connection) -> Answer | None:
         """The answer; None when the client left on purpose."""
         if plan.simple:
-            with contextlib.suppress(ConnectionError):  # whether an answer came nevertheless, reading says
+            with contextlib.suppress(ConnectionError):
                 await connection.send(plan.head() + bytes(plan.body))
             return await connection.answer(plan)
         if plan.leaves is not None:
@@ -246,7 +256,7 @@ class Client:
                 for piece in self._pieces(plan, PIECES_MAX if slow else 6):
                     await asyncio.sleep(SLOW_WRITE_S / PIECES_MAX if slow else 0)
                     await connection.send(piece)
-        if plan.half_closes:
+        if plan.half_closes and not connection.writer.is_closing():
             connection.writer.write_eof()
 
     def _pieces(self, plan: Plan, count_max: int) -> list[memoryview]:

@@ -131,11 +131,11 @@ def is_innocent(plan: Plan, status: int, body: bytes) -> bool:
 
 
 def label(plan: Plan) -> str:
-    manner = (
-        [plan.delivery.value]
-        + (["pipelined"] if plan.pipelined else [])
-        + (["half-closed"] if plan.half_closes else [])
-    )
+    """A request as a violation names it."""
+    said = {"pipelined": plan.pipelined, "half-closed": plan.half_closes, "read slowly": plan.reads_slowly}
+    manner = [plan.delivery.value, *(word for word, holds in said.items() if holds)]
+    if plan.deadline_ms is not None:
+        manner.append(f"deadline {plan.deadline_ms} ms")
     return f"{plan.kind.value} {plan.number} ({len(plan.body)} bytes, {', '.join(manner)})"
 
 
