@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from ringserve.protocol.payload import Part
+
 
 class FormPart(NamedTuple):
     """One field of a form."""
@@ -15,7 +17,8 @@ class FormPart(NamedTuple):
 class InferRequest(NamedTuple):
     """One inference request. `headers` keys are lower case and may be empty when the model is typed and cannot see them.
 
-    `parts` is None for a plain body, else the fields of a form, and `body` is empty then. `binary` asks a typed model for the bytes
+    `parts` is None for a plain body, else the fields of a form, and `body` is empty then; `placed` says where they lie in a form
+    whose bytes come separately. `binary` asks a typed model for the bytes
     of its output arrays instead of JSON. `timeout_ms` is how long the client waits for its answer; 0 does not say.
     """
 
@@ -26,6 +29,7 @@ class InferRequest(NamedTuple):
     parts: Sequence[FormPart] | None = None
     binary: bool = False
     timeout_ms: int = 0
+    placed: Sequence[Part] | None = None
 
 
 class Source(Protocol):

@@ -35,7 +35,7 @@ from ringserve.server.slab_queue import SlabQueue
 from ringserve.server.sources import Frame
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane
-from ringserve.shm.link import CHUNK_CREDITS, FrontLink
+from ringserve.shm.link import FrontLink
 from ringserve.shm.ring import Command, Completion
 from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, ShmError
 from ringserve.shm.spool import Spool
@@ -350,18 +350,11 @@ class Dispatcher:
             state.timer = self._loop.call_later(self.limits.response_timeout_s, self._look, state)
 
     def _look(self, state: LinkState) -> None:
-        """Has this worker executed one batch for longer than it may? What counts is when it took it: before, it may be busy with
-        a batch of each other front end. While it waits for clients to take what it has streamed, it is not to blame."""
+        """Has this worker executed one batch for longer than it may?"""
         state.timer = None
         if not state.outstanding or state.reported_stuck:
             return
-        left_s, since_ns = float(self.limits.response_timeout_s), state.since_ns
-        if state.has_begun(state.outstanding[0]):
-            since_ns = max(state.link.commands.taken_ns, state.heard_ns)
-        else:
-            left_s *= self.limits.front_ends
-        if len(state.frames) < CHUNK_CREDITS:
-            left_s -= (time.monotonic_ns() - since_ns) / 1e9
+        left_s = state.left_s(self.limits.response_timeout_s, self.limits.front_ends)
         if left_s > 0:
             state.timer = self._loop.call_later(left_s, self._look, state)
         else:
@@ -415,6 +408,7 @@ class Dispatcher:
         def give_credit() -> None:
             while state.frames and state.frames[0].left <= 0:
                 state.frames.popleft()
+                state.heard_ns = time.monotonic_ns()  # it may have waited for that
                 if state.alive:
                     try:
                         state.link.credits.ring()

@@ -1,12 +1,14 @@
 """Form bodies as named parts: `multipart/form-data` and `application/x-www-form-urlencoded` (contract section 1.3)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ringserve.protocol.errors import BadRequest
+from ringserve.protocol.payload import Part
 from ringserve.protocol.request import FormPart
 
 if TYPE_CHECKING:
@@ -20,10 +22,25 @@ def is_form(content_type: str) -> bool:
     return content_type.startswith(("multipart/form-data", "application/x-www-form-urlencoded"))
 
 
+def is_multipart(content_type: str) -> bool:
+    return content_type.startswith("multipart/form-data")
+
+
 def parse_form(content_type: str, body: bytes) -> list[FormPart]:
     """The fields in order of first appearance; of a name sent twice the last value counts. Raises `BadRequest`."""
-    parts = _multipart(content_type, body) if content_type.startswith("multipart/") else _urlencoded(body)
-    return list({part.name: part for part in parts}.values())
+    if not is_multipart(content_type):
+        return list({part.name: part for part in _urlencoded(body)}.values())
+    store = Buffer()
+    parser = FormParser(content_type, store)
+    parser.feed(body)
+    return cut(parser.finish(), store.data)
+
+
+def cut(parts: Iterable[Part], data: bytes | bytearray | memoryview) -> list[FormPart]:
+    """The parts with their bytes."""
+    return [
+        FormPart(part.name, part.content_type, bytes(data[part.offset : part.offset + part.length])) for part in parts
+    ]
 
 
 def _urlencoded(body: bytes) -> list[FormPart]:
@@ -37,66 +54,109 @@ def _decoded(text: bytes) -> bytes:
     return unquote_to_bytes(text.replace(b"+", b" "))
 
 
-class _Collector:
-    """Callbacks of the multipart parser, gathering parts."""
+class Store(Protocol):
+    """Where the bytes of the parts go, one after the other."""
+
+    @property
+    def written(self) -> int:
+        """How many there are."""
+
+    def write(self, data: bytes) -> None: ...
+
+
+class Buffer:
+    """In memory of this process."""
 
     def __init__(self) -> None:
-        self.parts: list[FormPart] = []
+        self.data = bytearray()
+
+    @property
+    def written(self) -> int:
+        return len(self.data)
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+class FormParser:
+    """`multipart/form-data` as it comes: the bytes of the parts go to `store`, which may be exchanged for another that holds the
+    same; `finish` says where each lies."""
+
+    def __init__(self, content_type: str, store: Store) -> None:
+        """Raises `BadRequest` when the type names no boundary."""
+        # As bytes, here and below: the parser refuses text that is not latin-1, and file names are in any language.
+        _, options = parse_options_header(content_type.encode("utf-8", "replace"))
+        boundary = options.get(b"boundary")
+        if not boundary:
+            raise BadRequest("Form: expected a boundary in the content-type, got none.")
+        self.store = store
+        self._parts: list[Part] = []
         self._headers: dict[str, bytes] = {}
         self._field = bytearray()
         self._value = bytearray()
-        self._data = bytearray()
+        self._began_at = 0
+        self._complete = False
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._on_part_begin,
+            "on_header_field": self._on_header_field,
+            "on_header_value": self._on_header_value,
+            "on_header_end": self._on_header_end,
+            "on_part_data": self._on_part_data,
+            "on_part_end": self._on_part_end,
+            "on_end": self._on_end,
+        }
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise _unparsable(error) from None
 
-    def on_part_begin(self) -> None:
-        self._headers, self._data = {}, bytearray()
+    def feed(self, data: bytes) -> None:
+        """Raises `BadRequest`, and what the store raises."""
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise _unparsable(error) from None
 
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+    def finish(self) -> tuple[Part, ...]:
+        """The parts in order of first appearance; of a name sent twice the last one. Raises `BadRequest`."""
+        try:
+            self._parser.finalize()
+        except FormParserError as error:
+            raise _unparsable(error) from None
+        if not self._complete:
+            raise BadRequest("Form: expected a closing boundary, got a body that ends before it.")
+        return tuple({part.name: part for part in self._parts}.values())
+
+    def _on_part_begin(self) -> None:
+        self._headers, self._began_at = {}, self.store.written
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
 
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
 
-    def on_header_end(self) -> None:
+    def _on_header_end(self) -> None:
         self._headers[self._field.decode("latin-1").lower()] = bytes(self._value)
         self._field, self._value = bytearray(), bytearray()
 
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data += data[start:end]
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.store.write(data[start:end])
 
-    def on_part_end(self) -> None:
+    def _on_part_end(self) -> None:
         _, options = parse_options_header(self._headers.get("content-disposition", b""))
         name = options.get(b"name")
         if name is None:
             raise BadRequest("Form: expected every part to have a name in its content-disposition, got one without.")
-        if len(self.parts) >= PARTS_MAX:
+        if len(self._parts) >= PARTS_MAX:
             raise BadRequest(f"Form: expected at most {PARTS_MAX} parts, got more.")
         content_type = self._headers.get("content-type", b"").decode("utf-8", "replace")
-        self.parts.append(FormPart(name.decode("utf-8", "replace"), content_type, bytes(self._data)))
+        length = self.store.written - self._began_at
+        self._parts.append(Part(name.decode("utf-8", "replace"), content_type, self._began_at, length))
+
+    def _on_end(self) -> None:
+        self._complete = True
 
 
-def _multipart(content_type: str, body: bytes) -> list[FormPart]:
-    # As bytes, here and above: the parser refuses text that is not latin-1, and file names are in any language.
-    _, options = parse_options_header(content_type.encode("utf-8", "replace"))
-    boundary = options.get(b"boundary")
-    if not boundary:
-        raise BadRequest("Form: expected a boundary in the content-type, got none.")
-    collector = _Collector()
-    finished: list[bool] = []
-    callbacks: MultipartCallbacks = {
-        "on_part_begin": collector.on_part_begin,
-        "on_header_field": collector.on_header_field,
-        "on_header_value": collector.on_header_value,
-        "on_header_end": collector.on_header_end,
-        "on_part_data": collector.on_part_data,
-        "on_part_end": collector.on_part_end,
-        "on_end": lambda: finished.append(True),
-    }
-    try:
-        parser = MultipartParser(boundary, callbacks)
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise BadRequest(f"Form: expected multipart/form-data, got a body that does not parse: {error}.") from None
-    if not finished:
-        raise BadRequest("Form: expected a closing boundary, got a body that ends before it.")
-    return collector.parts
+def _unparsable(error: FormParserError) -> BadRequest:
+    return BadRequest(f"Form: expected multipart/form-data, got a body that does not parse: {error}.")

@@ -21,7 +21,7 @@ from ringserve.server.payloads import Payload
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Slab
 from ringserve.shm.layout import ROW_CANCELLED, ROW_DEADLINE_NS, ROW_FLAGS, ROW_PARCEL_BYTES
-from ringserve.shm.link import FrontLink
+from ringserve.shm.link import CHUNK_CREDITS, FrontLink
 from ringserve.shm.segment import Segment
 from ringserve.shm.spool import Spool
 
@@ -349,9 +349,19 @@ class LinkState:
         self.on_detached: Callable[[], None] | None = None  # set: it is given nothing more
         self.reported_stuck = False
         self.since_ns = 0  # when the oldest outstanding batch became that
-        self.heard_ns = 0  # when it last sent a chunk
+        self.heard_ns = 0  # when it last sent a chunk, or one was passed on
         self.timer: asyncio.TimerHandle | None = None  # until when it must have answered
 
     def has_begun(self, batch: Batch) -> bool:
         """Whether the worker has taken this batch of its up."""
         return batch.sequence < self.link.commands.taken
+
+    def left_s(self, timeout_s: float, front_ends: int) -> float:
+        """How much longer it may be silent. What counts is when it took the batch: before, it may be busy with a batch of each
+        other front end. While it waits for clients to take what it has streamed, it is not to blame."""
+        if len(self.frames) == CHUNK_CREDITS:
+            return timeout_s
+        now_ns = time.monotonic_ns()
+        if self.has_begun(self.outstanding[0]):
+            return timeout_s - (now_ns - max(self.link.commands.taken_ns, self.heard_ns)) / 1e9
+        return timeout_s * front_ends - (now_ns - self.since_ns) / 1e9

@@ -3,6 +3,7 @@
     SlabLanding      the row itself; the kernel writes into it and nothing is copied
     GrowingLanding   memory of this process, then a spool (shm/spool.py): lengths that nobody knows, bodies larger than any slab,
                      and what comes while slow clients keep most slabs
+    FormLanding      a form's parts, taken apart as they come
     BufferLanding    memory of this process: what must be looked at before it is a row (JSON for arrays, forms), or is short
 
 Whoever reads asks for `memory`, writes there, and says how much with `advance`; at the end `commit` makes it a request that
@@ -13,8 +14,9 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from ringserve.protocol.errors import BodyTooLarge
+from ringserve.protocol.errors import BadRequest, BodyTooLarge
 from ringserve.protocol.request import InferRequest
+from ringserve.server.forms import Buffer, FormParser, cut
 from ringserve.server.inflight import Pending
 from ringserve.shm.spool import Spool
 
@@ -169,6 +171,53 @@ class GrowingLanding:
         if spool is not None:
             return self._submit(self._request, spool)
         return self._submit(self._request._replace(body=self._body), None)
+
+    def abandon(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+
+class FormLanding:
+    """A multipart form of any length up to the limit: its parts are kept, and what is between them is not."""
+
+    __slots__ = ("_limit_bytes", "_parser", "_piece", "_received_bytes", "_request", "_spool", "_submit")
+
+    def __init__(self, limit_bytes: int, request: InferRequest, submit: Submit) -> None:
+        """Raises `BadRequest` when the request's content type names no boundary."""
+        self._limit_bytes = limit_bytes
+        self._request = request
+        self._submit = submit
+        self._parser = FormParser(request.content_type, Buffer())
+        self._spool: Spool | None = None
+        self._piece = memoryview(bytearray(_PIECE_BYTES))
+        self._received_bytes = 0
+
+    def memory(self) -> memoryview:
+        return self._piece
+
+    def advance(self, count: int) -> None:
+        """Raises `BodyTooLarge`, `BadRequest` or `OutOfSharedMemory`."""
+        self._received_bytes += count
+        if self._received_bytes > self._limit_bytes:
+            raise BodyTooLarge(too_large_text(self._limit_bytes))
+        self._parser.feed(bytes(self._piece[:count]))
+        store = self._parser.store
+        if isinstance(store, Buffer) and store.written >= SPOOLED_BYTES_MIN:
+            self._parser.store = self._spool = Spool(None)
+            self._spool.write(store.data)
+
+    def commit(self) -> Pending:
+        try:
+            parts = self._parser.finish()
+        except BadRequest:
+            self.abandon()
+            raise
+        store = self._parser.store
+        if isinstance(store, Buffer):
+            return self._submit(self._request._replace(parts=cut(parts, store.data)), None)
+        spool, self._spool = self._spool, None
+        return self._submit(self._request._replace(placed=parts), spool)
 
     def abandon(self) -> None:
         if self._spool is not None:

@@ -17,6 +17,7 @@ from ringserve.protocol.errors import BadRequest
 from ringserve.protocol.payload import Part, RequestHead, decode_request_head, encode_head
 from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature, TensorSpec
+from ringserve.server.forms import cut
 from ringserve.shm.lane import Slab
 from ringserve.shm.layout import (
     REQUEST_LINE,
@@ -177,7 +178,10 @@ class BytesEncoder:
         return BytesPayload(_plain_head(request, body_bytes), (), body_bytes)
 
     def encode_spooled(self, request: InferRequest, spool: Spool) -> Payload:
-        return SpooledPayload(_plain_head(request, spool.written), spool)
+        if request.placed is None:
+            return SpooledPayload(_plain_head(request, spool.written), spool)
+        head = RequestHead(request.request_id, dict(request.headers), tuple(request.placed))
+        return SpooledPayload(encode_head(head), spool)
 
 
 def _plain_head(request: InferRequest, body_bytes: int) -> bytes:
@@ -230,6 +234,8 @@ class TypedEncoder:
         windows = Windows(spool.fd, 0, spool.written)
         body = b"".join(map(bytes, iter(windows.next, None)))
         spool.close()
+        if request.placed is not None:
+            return self.encode(request._replace(parts=cut(request.placed, body)))
         return self.encode(request._replace(body=body))
 
     def _check_bytes(self, count: int) -> None:

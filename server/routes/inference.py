@@ -28,9 +28,9 @@ from ringserve.protocol.errors import (
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, make_app, translate
 from ringserve.server.dispatch import Dispatcher
-from ringserve.server.forms import is_form, parse_form
+from ringserve.server.forms import is_form, is_multipart, parse_form
 from ringserve.server.inflight import Pending
-from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, too_large_text
+from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, FormLanding, GrowingLanding, Landing, too_large_text
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
 from ringserve.server.routing import RouteTable
 from ringserve.server.wire import answer_buffers, error_answer, request_id, streamed_head
@@ -129,7 +129,10 @@ class Inference:
         length: int = stream.request_bytes_left
         chunked = stream.request_body == "chunked"
         landing: Landing
-        if form:
+        if is_multipart(wanted.content_type):
+            dispatcher.refuse()
+            landing = FormLanding(limit, wanted, dispatcher.submit)
+        elif form:
             dispatcher.refuse()
             landing = GrowingLanding(limit) if chunked else BufferLanding(length)
         elif chunked:
@@ -137,7 +140,7 @@ class Inference:
         else:
             landing = dispatcher.land(wanted, length, limit)
         await self._receive(stream, landing, length)
-        if form:
+        if form and not isinstance(landing, FormLanding):
             assert isinstance(landing, BufferLanding | GrowingLanding)
             return await self._enter(dispatcher, wanted, landing.body, form=True)
         return await landing.commit()

@@ -1,12 +1,15 @@
 """Forms: whatever bytes a client put into a field come out of it."""
 
+import itertools
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringserve.protocol.errors import BadRequest
 from ringserve.protocol.request import FormPart
-from ringserve.server.forms import PARTS_MAX, is_form, parse_form
+from ringserve.server.forms import PARTS_MAX, Buffer, FormParser, cut, is_form, parse_form
 
 BOUNDARY = "----boundary-of-the-tests"
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
@@ -41,6 +44,23 @@ def test_a_multipart_form_comes_back_as_it_was_sent(parts: list[FormPart]) -> No
     expected = list({part.name: part for part in parts}.values())
     if parts:
         assert parse_form(MULTIPART, multipart(parts)) == expected
+
+
+@given(
+    st.lists(st.builds(FormPart, names, st.sampled_from(["", "image/png"]), contents), min_size=1, max_size=5),
+    st.data(),
+)
+def test_a_form_that_comes_in_pieces_is_the_same(parts: list[FormPart], data: st.DataObject) -> None:
+    store, whole = Buffer(), multipart(parts)
+    parser = FormParser(MULTIPART, store)
+    for piece in pieces(data, whole):
+        parser.feed(piece)
+    assert cut(parser.finish(), store.data) == parse_form(MULTIPART, whole)
+
+
+def pieces(data: st.DataObject, whole: bytes) -> Iterator[bytes]:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    yield from (whole[start:end] for start, end in itertools.pairwise([0, *cuts, len(whole)]))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ requests = st.builds(
     headers=st.dictionaries(texts, texts, max_size=4),
     body=st.binary(max_size=300),
     parts=st.none() | st.lists(form_parts, max_size=4),
+    placed=st.none(),
 )
 
 
