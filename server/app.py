@@ -85,6 +85,11 @@ class SizedRequest(Request):
 
     __slots__ = ()
 
+    def __init__(self, url_bytes: bytes, *args: Any, **more: Any) -> None:
+        # The one that Sanic makes up to answer a head it could not read must not fail as the head did.
+        made_up = more.get("method") == HEAD_NOT_PARSED
+        super().__init__(b"*" if made_up else url_bytes, *args, **more)
+
     def take_body(self) -> bool:
         """Make `body` of what has arrived, when all of it has: most bodies come with their head. False when the rest is to
         be waited for, by `receive_body`."""
@@ -118,6 +123,8 @@ def _response(body: bytes, status: int, request: Request) -> HTTPResponse:
     if status >= 400 and request.stream is not None:
         stream: Any = request.stream
         stream.keep_alive = False  # TorchServe closes the connection then
+        if stream.expecting_continue:  # it is not told to, so no body comes
+            stream.expecting_continue, stream.request_body = False, None
     headers = {"x-request-id": request_id(request.headers.getone("x-request-id", None)), **FIXED_HEADERS}
     return PlainResponse(body, status, headers, "application/json")
 

@@ -182,9 +182,16 @@ class FrontEnd:
             await asyncio.sleep(0.02)
         for dispatcher in self._table.dispatchers.values():
             dispatcher.abandon(ShuttingDown("The server is shutting down."))
+        for connection in list(self._server.connections):
+            connection.refuse_body(ShuttingDown("The server is shutting down."))
         grace = time.monotonic() + 1.0  # the answers just given must reach their sockets
         while wind_down(self._server) and time.monotonic() < grace:
             await asyncio.sleep(0.02)
+        for connection in list(self._server.connections):
+            # One that waits for the rest of a request would wait through the end of the loop as well.
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.sleep(0)
         self._done.set()
 
 

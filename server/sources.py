@@ -5,6 +5,10 @@ a `Frame` here; when every client has taken its piece, the worker gets a credit 
 the model down instead of filling memory.
 """
 
+import asyncio
+import fcntl
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 
@@ -139,3 +143,14 @@ class ReplyStream:
 
     def __del__(self) -> None:
         self.close()
+
+
+def untaken_bytes(transport: asyncio.Transport) -> int:
+    """What of an answer the client has not taken: also what the kernel holds, whose buffer may be megabytes. It asks for more
+    only when a good part of them is gone, which takes a slow reader longer than a silent one is given."""
+    left = transport.get_write_buffer_size()
+    try:
+        queued = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return left
+    return left + int(struct.unpack("i", queued)[0])

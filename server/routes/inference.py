@@ -32,6 +32,7 @@ from ringserve.server.forms import is_form, is_multipart, parse_form
 from ringserve.server.inflight import Pending
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, FormLanding, GrowingLanding, Landing, too_large_text
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
+from ringserve.server.routes.transfer import HTTP_CONTINUE
 from ringserve.server.routing import RouteTable
 from ringserve.server.wire import answer_buffers, error_answer, request_id, streamed_head
 
@@ -39,7 +40,6 @@ PREFIX = "/predictions/"
 # How long a client waits for its answer, in milliseconds.
 TIMEOUT_HEADER = "x-request-timeout-ms"
 TIMEOUT_MS_MAX = 2**31 - 1
-HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_WORKER = (
     "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence inference,"
     " please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
@@ -139,7 +139,7 @@ class Inference:
             landing = dispatcher.land_unknown(wanted, limit)
         else:
             landing = dispatcher.land(wanted, length, limit)
-        await self._receive(stream, landing, length)
+        await self._receive(stream, landing, length, wanted.timeout_ms)
         if form and not isinstance(landing, FormLanding):
             assert isinstance(landing, BufferLanding | GrowingLanding)
             return await self._enter(dispatcher, wanted, landing.body, form=True)
@@ -151,7 +151,7 @@ class Inference:
             parts, body = parse_form(wanted.content_type, bytes(body)), b""
         return dispatcher.submit(wanted._replace(body=body, parts=parts))
 
-    async def _receive(self, stream: Any, landing: Landing, length: int) -> None:
+    async def _receive(self, stream: Any, landing: Landing, length: int, patience_ms: int) -> None:
         """The rest of a body, from Sanic's buffer and then from the socket."""
         connection, received = stream.protocol, stream.recv_buffer
         body: ChunkedBody | SizedBody = SizedBody(landing, length)
@@ -182,7 +182,7 @@ class Inference:
                 else:
                     done.set_exception(error)
 
-            connection.receive(landing, body, length, ended)
+            connection.receive(landing, body, ended, length=length, patience_ms=patience_ms)
             await done
         if isinstance(body, ChunkedBody):
             received[:0] = body.rest

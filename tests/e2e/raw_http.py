@@ -12,8 +12,6 @@ import time
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import httpx
-
 from ringserve.server.testing import ServerProcess, wait_until
 
 ANSWER_S_MAX = 20.0
@@ -105,12 +103,17 @@ def act(target: str, *headers: str, **wanted: object) -> bytes:
 
 def settle(server: ServerProcess) -> None:
     """Until the server has read what was sent before now: it has answered a client that came later."""
-    assert httpx.get(f"{server.inference_url}/ping", trust_env=False).status_code == 200
+    with Connection(server) as later:
+        later.send(head("/ping", method="GET"))
+        assert later.answer().status == 200
 
 
 def pending(server: ServerProcess, model: str) -> int:
     """How many requests wait for a worker."""
-    described = httpx.get(f"{server.management_url}/models/{model}", trust_env=False).json()[0]
+    management = http.client.HTTPConnection(urlsplit(server.management_url).netloc, timeout=ANSWER_S_MAX)
+    with contextlib.closing(management):
+        management.request("GET", f"/models/{model}")
+        [described] = json.loads(management.getresponse().read())
     return int(described["jobQueueStatus"]["pendingRequests"])
 
 
