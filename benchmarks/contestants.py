@@ -196,6 +196,11 @@ def cpu_s(pids: list[int]) -> list[float]:
     return [used.user + used.system for used in times]
 
 
+def waits(pids: list[int]) -> int:
+    """How often the processes together have given up a CPU of their own accord: there was nothing to do."""
+    return sum(psutil.Process(pid).num_ctx_switches().voluntary for pid in pids)
+
+
 def memory(target: Target) -> Memory:
     """What our server's processes occupy. A child that is no worker of the model is a front end or one's helper."""
     supervisor = psutil.Process(target.pid)

@@ -14,7 +14,7 @@ from ringserve.protocol.payload import decode_reply_head
 from ringserve.protocol.request import Answer
 from ringserve.protocol.tensor import Signature
 from ringserve.server.chunks import read_frame
-from ringserve.server.inflight import Batch, Fill, Pending, State
+from ringserve.server.inflight import OVER, Batch, Fill, Pending
 from ringserve.server.replies import (
     DIRECT_BYTES_MIN,
     FLAG_NOT_COMPUTED,
@@ -25,10 +25,10 @@ from ringserve.server.replies import (
 )
 from ringserve.server.sources import Frame, Held, ReplyStream
 from ringserve.shm.faults import reach
-from ringserve.shm.layout import REPLY_FLAGS, REPLY_ID
+from ringserve.shm.layout import REPLY_BODY_BYTES, REPLY_FLAGS, REPLY_ID
 from ringserve.shm.shm_errors import RingCorrupt
 
-_FLAGS = REPLY_FLAGS - REPLY_ID
+_FLAGS, _BODY_BYTES = REPLY_FLAGS - REPLY_ID, REPLY_BODY_BYTES - REPLY_ID
 EXPIRED = "The request's time was over before a worker took it up."
 
 
@@ -45,12 +45,10 @@ class Delivery:
         """Give every row its own answer; returns how many reply lines did not carry their row's id."""
         fill, mismatched = batch.fill, 0
         lines = fill.slab.table[batch.first : batch.first + len(batch.rows), REPLY_ID:].tolist()
-        hold = partial(self._hold, fill) if self._may_hold() else None
         render = self._render
         for pending, line in zip(batch.rows, lines, strict=True):
             if pending is None:
                 continue
-            pending.state = State.OVER
             if line[0] != pending.row_id:
                 mismatched += 1
                 pending.fail(Internal("The worker's answer does not belong to this request; it was dropped."))
@@ -60,18 +58,22 @@ class Delivery:
                 pass  # the client is gone
             elif render is not None and not line[_FLAGS]:
                 if pending.binary:
-                    pending.set_result(self._binary(fill, pending.row, hold))
+                    pending.set_result(self._binary(fill, pending.row))
                 else:
                     pending.set_result(Answer(render(fill.slab, pending.row), "application/json"))
             elif line[_FLAGS] & FLAG_NOT_COMPUTED:
                 pending.set_exception(DeadlineExceeded(EXPIRED))
             else:
+                hold = self._holder(fill) if line[_BODY_BYTES] >= DIRECT_BYTES_MIN else None
                 reply = read_reply(fill.slab, line, overflow, hold)
                 if isinstance(reply, RingServeError):
                     pending.set_exception(reply)
                 else:
                     pending.set_result(reply)
         return mismatched
+
+    def _holder(self, fill: Fill) -> Callable[[], Callable[[], None]] | None:
+        return partial(self._hold, fill) if self._may_hold() else None
 
     def _hold(self, fill: Fill) -> Callable[[], None]:
         """One row more that keeps its slab; the caller's `end` gives back its own."""
@@ -83,21 +85,25 @@ class Delivery:
 
         return let_go
 
-    def _binary(self, fill: Fill, row: int, hold: Callable[[], Callable[[], None]] | None) -> Answer:
+    def _binary(self, fill: Fill, row: int) -> Answer:
         body = typed_bytes(fill.slab, row)
-        if isinstance(body, bytes) or hold is None or len(body) < DIRECT_BYTES_MIN:
+        hold = None if isinstance(body, bytes) or len(body) < DIRECT_BYTES_MIN else self._holder(fill)
+        if hold is None:
             return Answer(bytes(body), "application/octet-stream")
         return Answer(b"", "application/octet-stream", source=Held(body, hold()))
 
     def end(self, batch: Batch) -> None:
         """The worker has nothing to do with this batch any more."""
-        fill = batch.fill
-        for pending in batch.rows:
+        fill, rows = batch.fill, batch.rows
+        parcels = fill.parcels
+        for pending in rows:
             if pending is not None:
-                pending.state = State.OVER
-                pending.batch = None  # who forgets the answer must not depend on the collector of cycles
-                pending.close_parcel()
-                fill.rows[pending.row] = None
+                pending.state = OVER
+                if parcels:
+                    pending.close_parcel()
+        # No cycle may be left: whoever forgets an answer forgets the lane's memory with it, without the collector.
+        fill.rows[batch.first : batch.first + len(rows)] = [None] * len(rows)
+        batch.rows = []
         fill.live -= batch.count
         self._on_row_over(fill)
 

@@ -28,7 +28,7 @@ from ringserve.server.batching import OUTSTANDING_MAX, BatchPolicy, WaitUntil
 from ringserve.server.deadlines import Deadlines
 from ringserve.server.delivery import Delivery
 from ringserve.server.drain_rate import DrainRate
-from ringserve.server.inflight import Batch, Fill, LinkState, Pending, State
+from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
 from ringserve.server.slab_queue import SlabQueue
@@ -111,7 +111,7 @@ class Dispatcher:
             raise
         pending = self._pending(request)
         self._queue.accept(pending, request, spool)
-        if pending.row_deadline_ns:
+        if pending.deadline_ns or pending.wait_until_ns:
             self._watch(pending)
         self._pump_soon()
         return pending
@@ -149,8 +149,9 @@ class Dispatcher:
         return QueueFull(self._queue.full_text(), retry_after_s=math.ceil(after_s))
 
     def _pending(self, request: InferRequest) -> Pending:
-        pending = Pending(self._loop, self._forsaken)
-        pending.binary = request.binary
+        pending = Pending.begin(self._loop, self._forsaken)
+        if request.binary:
+            pending.binary = True
         limits = self.limits
         timeout_ms = request.timeout_ms or limits.request_timeout_ms
         if timeout_ms or limits.queue_timeout_ms:
@@ -185,7 +186,7 @@ class Dispatcher:
         pending.fail(DeadlineExceeded("The request was not answered in time."))
 
     def _has_begun(self, pending: Pending) -> bool:
-        if pending.state is not State.SENT:
+        if pending.state is not SENT:
             return False
         return any(
             state.has_begun(batch)
@@ -196,7 +197,7 @@ class Dispatcher:
 
     def _forsaken(self, pending: Pending) -> None:
         """Nobody waits for it any more."""
-        if pending.state is State.SENT:
+        if pending.state is SENT:
             pending.mark_cancelled()
         else:
             self._queue.drop(pending)

@@ -145,10 +145,15 @@ class Execution:
         group: Sequence[int],
         is_retry: bool,
     ) -> RingServeError | None:
-        batch = Batch(len(group), requests=[requests[row] for row in group], control=control, is_retry=is_retry)
+        whole = len(group) == len(requests)
+        asked = requests if whole else [requests[row] for row in group]
+        batch = Batch(len(group), requests=asked, control=control, is_retry=is_retry)
         error = self._execute(batch)
         if error is not None:
             return error
+        if whole:
+            outcomes[:] = batch.replies
+            return None
         for row, reply in zip(group, batch.replies, strict=True):
             outcomes[row] = reply
         return None

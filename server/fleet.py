@@ -43,7 +43,7 @@ from ringserve.server.control import (
 )
 from ringserve.server.lifecycle import Event, State
 from ringserve.server.pool import WorkerSlot
-from ringserve.server.process import Child
+from ringserve.server.process import ALLOCATOR, Child
 from ringserve.server.registry import ModelVersion
 from ringserve.shm.lane import create_lane
 from ringserve.shm.layout import LaneShape
@@ -130,7 +130,7 @@ class Fleet:
         child = Child(f"front-end-{index}", FrontEndMessage)
         child.start(
             "ringserve.server.frontend",
-            {**os.environ, "PYTHONUNBUFFERED": "1"},
+            {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"},
             lambda message, fds: self._heard(index, message),
             lambda: self._exited(index),
         )

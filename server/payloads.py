@@ -88,21 +88,21 @@ class TypedPayload:
 class BytesPayload:
     """A row of a model that declares nothing: head and body. Without `bodies`, the body is still to come."""
 
-    __slots__ = ("bodies", "body_bytes", "head", "parcel_bytes")
+    __slots__ = ("bodies", "body_bytes", "head", "head_room", "parcel_bytes")
 
-    def __init__(self, head: bytes, bodies: Sequence[Buffer], body_bytes: int | None = None) -> None:
+    def __init__(self, head: bytes, bodies: Sequence[Buffer], body_bytes: int) -> None:
         self.head = head
+        self.head_room = align(len(head))  # the body starts a cache line, so that a handler's view of it is aligned
         self.bodies = bodies
-        self.body_bytes = sum(map(len, bodies)) if body_bytes is None else body_bytes
+        self.body_bytes = body_bytes
         self.parcel_bytes = 0
 
     def slab_bytes(self) -> int:
-        # The body starts a cache line, so that a handler's view of it is aligned.
-        return align(len(self.head)) + align(self.body_bytes)
+        return self.head_room + align(self.body_bytes)
 
     def _copy(self, memory: memoryview, at: int) -> None:
         memory[at : at + len(self.head)] = self.head
-        place = at + align(len(self.head))
+        place = at + self.head_room
         for body in self.bodies:
             memory[place : place + len(body)] = body
             place += len(body)
@@ -118,13 +118,23 @@ class BytesPayload:
             at = 0
         else:
             self._copy(slab.bytes_in, at)
-        head_bytes = len(self.head)
-        line = (row_id, deadline_ns, 0, at, head_bytes, at + align(head_bytes), self.body_bytes, self.parcel_bytes)
-        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, *line)
+        head_bytes, body_at = len(self.head), at + self.head_room
+        REQUEST_LINE.pack_into(
+            slab.memory,
+            row * ROW_BYTES,
+            row_id,
+            deadline_ns,
+            0,
+            at,
+            head_bytes,
+            body_at,
+            self.body_bytes,
+            self.parcel_bytes,
+        )
 
     def open(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> list[memoryview]:
         self.write(slab, row, at, row_id, deadline_ns)
-        body_at = at + align(len(self.head))
+        body_at = at + self.head_room
         return [slab.bytes_in[body_at : body_at + self.body_bytes]]
 
 
@@ -169,9 +179,11 @@ class BytesEncoder:
 
     def encode(self, request: InferRequest) -> BytesPayload:
         if request.parts is None:
-            return BytesPayload(_plain_head(request, len(request.body)), (request.body,))
-        head = encode_head(RequestHead(request.request_id, dict(request.headers), tuple(_placed(request))))
-        return BytesPayload(head, [part.data for part in request.parts])
+            body_bytes = len(request.body)
+            return BytesPayload(_plain_head(request, body_bytes), (request.body,), body_bytes)
+        placed = tuple(_placed(request))
+        head = encode_head(RequestHead(request.request_id, dict(request.headers), placed))
+        return BytesPayload(head, [part.data for part in request.parts], sum(part.length for part in placed))
 
     def expect(self, request: InferRequest, body_bytes: int) -> BytesPayload:
         """The payload of a request whose body is still to come."""

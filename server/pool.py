@@ -14,7 +14,7 @@ from ringserve.protocol.tensor import Signature
 from ringserve.server.budget import worker_threads
 from ringserve.server.control import AtWork, Loaded, LoadFailed, LoadModel, StopWorker, WorkerMessage
 from ringserve.server.lifecycle import FAILURES_TOLERATED, Event, State, retry_delay_s
-from ringserve.server.process import Child, oom_kills
+from ringserve.server.process import ALLOCATOR, Child, oom_kills
 from ringserve.server.registry import ModelVersion
 
 logger = logging.getLogger("ringserve.pool")
@@ -172,7 +172,7 @@ class WorkerPool:
     def _environment(self) -> dict[str, str]:
         """The server's own, with this worker's share of the processors for the libraries that ask when imported."""
         threads = os.environ.get("OMP_NUM_THREADS") or str(worker_threads(len(self.slots)))
-        return {**dict.fromkeys(THREAD_VARIABLES, threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+        return {**dict.fromkeys(THREAD_VARIABLES, threads), **ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
 
     def _too_slow(self, slot: WorkerSlot, child: Child) -> None:
         if child.state is State.STARTING:

@@ -19,14 +19,13 @@ from ringserve.protocol.tensor import Signature
 from ringserve.server.sources import Held, Windowed
 from ringserve.shm.lane import Array, Slab
 from ringserve.shm.layout import (
-    REPLY_BODY_AT,
-    REPLY_BODY_BYTES,
     REPLY_FLAGS,
     REPLY_HEAD_AT,
     REPLY_HEAD_BYTES,
     REPLY_ID,
     REPLY_LINE,
     REPLY_LINE_AT,
+    REPLY_PARCEL_BYTES,
     REPLY_STATUS,
     ROW_BYTES,
     ROW_ID,
@@ -110,15 +109,19 @@ class _Placed:
     def __init__(self, reply: RowReply, response_bytes_max: int) -> None:
         self.head = b""
         self.body: bytes | bytearray | memoryview = b""
-        if isinstance(reply, RowMark):
-            self.status, self.flags = _MARKS[reply]
-            return
         if isinstance(reply, Reply):
-            reply = too_large(reply, response_bytes_max) or reply
+            error = too_large(reply, response_bytes_max) if len(reply.body) > response_bytes_max else None
+            if error is None:
+                self._place(reply)
+                return
+            reply = error
         if isinstance(reply, RingServeError):
             self.status, self.flags = reply.http_status, FLAG_ERROR
             self.body = encode_head(ErrorRecord(reply.code, reply.message[:MESSAGE_CHARS_MAX]))
-            return
+        else:
+            self.status, self.flags = _MARKS[reply]
+
+    def _place(self, reply: Reply) -> None:
         self.status, self.flags, self.body = reply.status, 0, reply.body
         plain = reply.status == 200 and not reply.phrase and not reply.headers
         if plain and reply.content_type in CONTENT_TYPES:
@@ -162,6 +165,9 @@ def write_replies(slab: Slab, command: Command, replies: Sequence[RowReply], res
 # ---- front end
 
 
+MISPLACED = "The worker's answer does not lie where its line says."
+
+
 class Overflow:
     """The parcel that a batch's answers share, closed when the last of them has left."""
 
@@ -188,20 +194,23 @@ def read_reply(
     """One answer of a byte payload, or the error of any row. `line` is the row's reply line. A long answer stays where it is
     until it is sent: `hold_row` keeps the row and returns what lets go of it; without, the answer is copied out."""
     flags, status = line[REPLY_FLAGS - REPLY_ID], line[REPLY_STATUS - REPLY_ID]
+    head_bytes, body_at, body_bytes = line[REPLY_HEAD_BYTES - REPLY_ID : REPLY_PARCEL_BYTES - REPLY_ID]
+    if flags < len(CONTENT_TYPES) and not head_bytes and body_bytes < DIRECT_BYTES_MIN:  # nearly every answer
+        body = bytes(slab.bytes_out[body_at : body_at + body_bytes])
+        return Answer(body, CONTENT_TYPES[flags]) if len(body) == body_bytes else Internal(MISPLACED)
     memory, keep = slab.bytes_out, hold_row
     if flags & FLAG_OVERFLOW:
         if overflow is None:
             return Internal("The answer was announced in a parcel that did not come.")
         memory = overflow.segment.view
         keep = None if hold_row is None else overflow.share
-    body_at, body_bytes = line[REPLY_BODY_AT - REPLY_ID], line[REPLY_BODY_BYTES - REPLY_ID]
-    body = memory[body_at : body_at + body_bytes]
-    if len(body) != body_bytes:
-        return Internal("The worker's answer does not lie where its line says.")
-    head, head_bytes = None, line[REPLY_HEAD_BYTES - REPLY_ID]
+    view = memory[body_at : body_at + body_bytes]
+    if len(view) != body_bytes:
+        return Internal(MISPLACED)
+    head = None
     try:
         if flags & FLAG_ERROR:
-            record = decode_error(body)
+            record = decode_error(view)
             return error_from(record.code, record.message, status)
         if head_bytes:
             head_at = line[REPLY_HEAD_AT - REPLY_ID]
@@ -212,11 +221,11 @@ def read_reply(
     copied = b""
     source: Source | None = None
     if keep is None or body_bytes < DIRECT_BYTES_MIN:
-        copied = bytes(body)
+        copied = bytes(view)
     elif overflow is not None and flags & FLAG_OVERFLOW and body_bytes > WINDOWED_BYTES_MIN:
         source = Windowed(Windows(overflow.segment.fd, body_at, body_bytes), body_bytes, keep())
     else:
-        source = Held(body, keep())
+        source = Held(view, keep())
     if head is None:
         return Answer(copied, content_type, source=source)
     return Answer(copied, None, head.status, head.phrase, head.headers, source)

@@ -15,7 +15,7 @@ from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature
 from ringserve.server.admission import Admission
 from ringserve.server.batching import BatchPolicy, Hold, WaitUntil
-from ringserve.server.inflight import Batch, Fill, Pending, State
+from ringserve.server.inflight import OVER, RECEIVING, SENT, WAITING, Batch, Fill, Pending
 from ringserve.server.payloads import BytesEncoder, TypedEncoder
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane, Slab
@@ -50,14 +50,22 @@ class SlabQueue:
 
     def accept(self, pending: Pending, request: InferRequest, spool: Spool | None) -> None:
         """Take a request in; its place in the queue has been claimed. Raises `BadRequest`; it has no place then."""
-        pending.parcel = spool
         if self._encoder is None:
-            pending.request = request
+            pending.parcel, pending.request = spool, request
             self._early.append(pending)
+            return
+        if spool is None:
+            try:
+                pending.payload = self._encoder.encode(request)
+            except BaseException:
+                self._admission.leave()
+                pending.state = OVER
+                raise
         else:
+            pending.parcel = spool
             self._encode(pending, request)
-            if self._backlog or not self._place(pending):
-                self._backlog.append(pending)
+        if self._backlog or not self._place(pending):
+            self._backlog.append(pending)
 
     def _encode(self, pending: Pending, request: InferRequest) -> None:
         assert self._encoder is not None
@@ -69,7 +77,7 @@ class SlabQueue:
                 pending.payload = self._encoder.encode_spooled(request, pending.parcel)
         except BaseException:
             self._admission.leave()
-            pending.state = State.OVER
+            pending.state = OVER
             pending.close_parcel()
             raise
 
@@ -98,7 +106,7 @@ class SlabQueue:
         self._row_id += 1
         places = payload.open(fill.slab, row, at, self._row_id, pending.row_deadline_ns)
         fill.enter(pending, row, self._row_id)
-        pending.state = State.RECEIVING
+        pending.state = RECEIVING
         if fill.is_full:
             self._seal_open()
         return places
@@ -107,12 +115,12 @@ class SlabQueue:
         """The body is there. False when there is no place in the queue."""
         fill = pending.fill
         assert fill is not None
-        assert pending.state is State.RECEIVING
+        assert pending.state is RECEIVING
         reach("body-landed")
         if not self._admission.try_enter():
             return False
         fill.slab.table[pending.row, ROW_DEADLINE_NS] = pending.row_deadline_ns
-        pending.state = State.WAITING
+        pending.state = WAITING
         fill.ready += 1
         if fill.sealed:
             self._line_up(fill)
@@ -125,13 +133,13 @@ class SlabQueue:
     def drop(self, pending: Pending) -> None:
         """A request that no worker was given is not wanted any more; its place is free at once."""
         state, fill = pending.state, pending.fill
-        assert state is not State.SENT
-        if state is State.OVER:
+        assert state is not SENT
+        if state is OVER:
             return
-        if state is not State.RECEIVING:
+        if state is not RECEIVING:
             self._admission.leave()
         if fill is None:  # early or in the backlog, which skip it when they come to it
-            pending.state = State.OVER
+            pending.state = OVER
             pending.payload = pending.request = None
             pending.close_parcel()
         else:
@@ -149,7 +157,7 @@ class SlabQueue:
         while self._early:
             pending = self._early.popleft()
             request, pending.request = pending.request, None
-            if pending.state is State.OVER:
+            if pending.state is OVER:
                 continue
             assert request is not None
             try:
@@ -190,7 +198,7 @@ class SlabQueue:
         """Out of the backlog, as far as slabs are free."""
         while self._backlog:
             first = self._backlog[0]
-            if first.state is not State.OVER and not self._place(first):  # it is over when its client is gone
+            if first.state is not OVER and not self._place(first):  # it is over when its client is gone
                 return
             self._backlog.popleft()
 
@@ -199,18 +207,15 @@ class SlabQueue:
         self._row_id += 1
         try:
             fill = self._open
-            if fill is not None:
-                if fill.try_add(pending, self._row_id):
-                    if fill.is_full:
-                        self._seal_open()
-                    return True
-                self._seal_open()
-            fill = self._fresh()
-            if fill is None:
-                return False
-            added = fill.try_add(pending, self._row_id)
-            assert added, "an empty slab takes any payload"
-            if fill.is_full:
+            if fill is None or not fill.try_add(pending, self._row_id):
+                if fill is not None:
+                    self._seal_open()
+                fill = self._fresh()
+                if fill is None:
+                    return False
+                added = fill.try_add(pending, self._row_id)
+                assert added, "an empty slab takes any payload"
+            if len(fill.rows) == fill.capacity and not fill.holes:
                 self._seal_open()
         except OutOfSharedMemory as error:
             self.drop(pending)
@@ -303,7 +308,7 @@ class SlabQueue:
         yield from self._early
         yield from self._backlog
         for fill in (*self._leaving, *((self._open,) if self._open is not None else ())):
-            yield from [each for each in fill.rows if each is not None and each.state is State.WAITING]
+            yield from [each for each in fill.rows if each is not None and each.state is WAITING]
 
     def fail_all(self, error: RingServeError) -> None:
         """Answer everybody who waits."""

@@ -32,13 +32,12 @@ _TIMEOUT = TIMEOUT_HEADER.encode()
 class _Parsed:
     """What llhttp found in one read."""
 
-    __slots__ = ("body", "complete", "head", "headers", "more", "url")
+    __slots__ = ("body", "complete", "headers", "more", "url")
 
     def __init__(self) -> None:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
-        self.head = False  # is complete
         self.complete = False
         self.more = False  # something follows the first request
 
@@ -50,9 +49,6 @@ class _Parsed:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self.head = True
 
     def on_body(self, body: bytes) -> None:
         self.body = self.body + body if self.body else body
@@ -103,7 +99,7 @@ class PredictionConnection(BodyConnection):
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return False
-        if not parsed.head or parsed.more or parser.get_http_version() != "1.1":
+        if parsed.more or parser.get_http_version() != "1.1":
             return False
         path = parsed.url.decode("latin-1")
         found = self._inference.table.paths.get(path)
@@ -115,8 +111,8 @@ class PredictionConnection(BodyConnection):
             return False
         length = 0
         if not parsed.complete:
-            length = int(headers[b"content-length"])
-            if length > self.request_max_size or not SOCKET_TO_SLAB:
+            length = int(headers.get(b"content-length", b"0"))
+            if b"\r\n\r\n" not in data or length > self.request_max_size or not SOCKET_TO_SLAB:
                 return False
         sent_id = headers.get(b"x-request-id")
         self._path = path

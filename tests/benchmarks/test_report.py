@@ -86,16 +86,16 @@ def test_large_bodies_show_what_the_straight_way_gains() -> None:
 
 
 def test_front_ends_show_the_cpu_of_two_to_that_of_one() -> None:
-    one = front_ends.Round(open_load(1000), [0.1])
-    two = front_ends.Round(open_load(1000), [0.07, 0.04])
+    one = front_ends.Round(open_load(1000), [0.1], 500)
+    two = front_ends.Round(open_load(1000), [0.07, 0.04], 750)
     text = front_ends.render({1: [one], 2: [two]})
-    assert "            1            100.0    30.00    80.00       0   100%" in text
-    assert "            2            110.0    30.00    80.00       0   64% 36%" in text
+    assert "            1            100.0            0.50    30.00    80.00       0   100%" in text
+    assert "            2            110.0            0.75    30.00    80.00       0   64% 36%" in text
     assert "two to one: 1.10 (1.10..1.10)" in text
 
 
 def test_what_is_refused_below_saturation_is_an_error() -> None:
-    assert front_ends.errors_of(front_ends.Round(open_load(10, refused=1, expired=2, errors=3), [0.1])) == 6
+    assert front_ends.errors_of(front_ends.Round(open_load(10, refused=1, expired=2, errors=3), [0.1], 0)) == 6
 
 
 def test_overload_shows_goodput_to_capacity_and_the_largest_queue() -> None:

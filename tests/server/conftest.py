@@ -17,7 +17,7 @@ from ringserve.server.budget import lane_shape
 from ringserve.server.chunks import PIECE, Piece, write_frame
 from ringserve.server.dispatch import Dispatcher, Limits
 from ringserve.server.execution import wanted_rows
-from ringserve.server.inflight import Pending
+from ringserve.server.inflight import Fill, Pending
 from ringserve.server.landing import Landing, SlabLanding, copy_into
 from ringserve.server.payloads import read_requests
 from ringserve.server.replies import (
@@ -257,9 +257,19 @@ class Stage:
         self.segment: Segment = create_lane(shape)
         self.workers: dict[str, DirectedWorker] = {}
         self.pendings: list[Pending] = []  # all there ever were
+        self.fills: list[Fill] = []  # likewise
         self._number = 0
 
     def open_lane(self) -> None:
+        queue: Any = self.dispatcher._queue
+        take_fresh = queue._fresh
+
+        def fresh() -> Fill | None:
+            fill: Fill | None = take_fresh()
+            self.fills += [fill] if fill is not None else []
+            return fill
+
+        queue._fresh = fresh
         self.dispatcher.open_lane(Lane.attach(os.dup(self.segment.fd), self.shape), self.signature)
 
     def attach(self) -> DirectedWorker:
@@ -325,10 +335,8 @@ class Stage:
     def slabs(self) -> list[int]:
         """Every slab by number, as often as somebody has it: free, open, or needed by a row."""
         queue = self.dispatcher._queue
-        fills = [] if queue._open is None else [queue._open]
-        fills += [each.fill for each in self.pendings if each.fill is not None and each.fill.live > 0]
-        used = {id(fill): fill.slab.index for fill in fills}
-        return sorted([*(slab.index for slab in queue._free), *used.values()])
+        used = [fill.slab.index for fill in self.fills if fill.live > 0 or fill is queue._open]
+        return sorted([*(slab.index for slab in queue._free), *used])
 
     def free(self) -> int:
         """Slabs that hold nothing: free ones, and an open one without rows."""

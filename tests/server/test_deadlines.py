@@ -39,7 +39,7 @@ class Watched:
         pending.exception()
 
     def request(self, *in_s: float) -> Pending:
-        pending = Pending(self.loop, lambda pending: None)
+        pending = Pending.begin(self.loop, lambda pending: None)
         for each in in_s:
             self.deadlines.watch(pending, self.clock.now_ns + round(each * 1e9))
         return pending
@@ -268,6 +268,23 @@ def test_a_body_that_arrives_slowly_begins_to_wait_when_it_is_there(
         await stage.pass_s(0.2)
         assert expired(outcome_of(pending))
         assert (stage.dispatcher.waiting, stage.free()) == (0, 4)
+
+    play(scenario, queue_timeout_ms=1000)
+
+
+def test_a_worker_does_not_count_the_time_in_which_a_body_arrived(
+    play: Play, outcome_of: OutcomeOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringserve.server.dispatch.LANDED_BYTES_MIN", 1)
+
+    async def scenario(stage: "Stage") -> None:
+        worker = stage.attach()
+        landing = stage.land(4)
+        await stage.pass_s(5)
+        pending = stage.commit(landing, b"slow")
+        await stage.work()
+        assert worker.batches == [[b"slow"]]
+        assert outcome_of(pending) == b"answer to slow"
 
     play(scenario, queue_timeout_ms=1000)
 

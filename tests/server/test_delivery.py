@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ def test_long_answers_beside_the_slab_share_a_parcel_that_is_closed_with_the_las
         assert outcome_of(futures[0]) == b"1000" * 1000
         assert outcome_of(futures[1]) == b"1200" * 1200
         with pytest.raises(OSError, match="Bad file descriptor"):
-            __import__("os").fstat(fd)
+            os.fstat(fd)
 
     play(scenario, region=1024)
 

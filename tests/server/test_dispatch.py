@@ -277,7 +277,8 @@ def test_a_worker_that_executes_a_batch_for_longer_than_the_timeout_is_reported_
         stage.dispatcher.on_stuck = reported.append
         worker = stage.attach()
         stage.submit()
-        await stage.pass_s(200)
+        await stage.settle()
+        await stage.pass_s(100)
         worker.start()
         await stage.pass_s(119)
         assert reported == []
@@ -287,6 +288,49 @@ def test_a_worker_that_executes_a_batch_for_longer_than_the_timeout_is_reported_
         assert reported == [worker.worker_id]
 
     play(scenario, response_timeout_s=120)
+
+
+@pytest.mark.parametrize("front_ends", [1, 3])
+def test_a_worker_that_takes_nothing_is_reported_when_every_front_end_has_had_its_turn(
+    play: Play, front_ends: int
+) -> None:
+    async def scenario(stage: "Stage") -> None:
+        reported: list[str] = []
+        stage.dispatcher.on_stuck = reported.append
+        worker = stage.attach()
+        stage.submit()
+        await stage.settle()
+        await stage.pass_s(120 * front_ends - 1)
+        assert reported == []
+        await stage.pass_s(1)
+        assert reported == [worker.worker_id]
+
+    play(scenario, response_timeout_s=120, front_ends=front_ends)
+
+
+def test_a_worker_that_waits_for_slow_readers_is_not_stuck(play: Play) -> None:
+    """Nor is it at once when they have read: its time begins anew."""
+
+    async def scenario(stage: "Stage") -> None:
+        reported: list[str] = []
+        stage.dispatcher.on_stuck = reported.append
+        worker = stage.attach()
+        pending = stage.submit()
+        await stage.settle()
+        worker.start()
+        while worker.stream({0: b"part"}):
+            await stage.settle()
+        await stage.pass_s(101)
+        source = pending.result().source
+        assert source is not None
+        while source.next():
+            pass
+        await stage.pass_s(1.9)
+        assert reported == []
+        await stage.pass_s(0.2)
+        assert reported == [worker.worker_id]
+
+    play(scenario, response_timeout_s=2)
 
 
 def test_a_worker_that_goes_on_from_batch_to_batch_is_not_stuck(play: Play) -> None:

@@ -11,6 +11,8 @@ from ringserve.protocol.errors import (
     WorkerLost,
 )
 from ringserve.protocol.tensor import Signature, TensorSpec
+from ringserve.server.inflight import Pending
+from ringserve.shm.layout import ROW_CANCELLED, ROW_FLAGS
 
 if TYPE_CHECKING:
     from tests.server.conftest import Stage
@@ -281,3 +283,88 @@ def test_a_link_that_closes_while_its_process_lives_is_reported_as_stuck(
         stage.dispatcher.worker_gone(worker.worker_id, WorkerLost("gone"))
 
     play(scenario)
+
+
+def left(stage: "Stage", which: str) -> Pending:
+    """The request that is in this state, among others; one worker, slabs of two rows, three of them."""
+    pendings = [stage.submit(body) for body in bodies(12)]
+    states = {"running": 0, "queued in its worker": 3, "in a full slab": 4, "in the backlog": 11}
+    return pendings[states[which]]
+
+
+@pytest.mark.parametrize(
+    ("which", "places"), [("running", 0), ("queued in its worker", 0), ("in a full slab", 1), ("in the backlog", 1)]
+)
+def test_a_client_may_leave_at_any_time_and_costs_nobody_anything(play: Play, which: str, places: int) -> None:
+    """A place that it had in the queue is free at once, and no worker begins with it after that."""
+
+    async def scenario(stage: "Stage") -> None:
+        worker = stage.attach()
+        leaver = left(stage, which)
+        await stage.settle()
+        assert worker.start()
+        waiting = stage.dispatcher.waiting
+        assert waiting == 8
+        leaver.cancel()
+        assert stage.dispatcher.waiting == waiting - places
+        await stage.work()
+        computed = [body for batch in worker.batches for body in batch]
+        assert len(computed) == (12 if which == "running" else 11)
+        others = [each for each in stage.pendings if each is not leaver]
+        assert all(each.done() and each.exception() is None for each in others)
+        assert (stage.dispatcher.waiting, stage.free()) == (0, 3)
+
+    play(scenario, rows=2, slabs=3)
+
+
+def test_a_client_that_leaves_before_the_lane_is_there_is_never_encoded(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        pendings = [stage.submit(body) for body in bodies(3)]
+        pendings[1].cancel()
+        assert stage.dispatcher.waiting == 2
+        stage.open_lane()
+        worker = stage.attach()
+        await stage.work()
+        assert worker.batches == [[b"0", b"2"]]
+        assert [outcome_of(pendings[number]) for number in (0, 2)] == [b"answer to 0", b"answer to 2"]
+
+    play(scenario, opened=False)
+
+
+def test_a_running_row_whose_client_leaves_is_flagged_for_its_worker(play: Play) -> None:
+    async def scenario(stage: "Stage") -> None:
+        worker = stage.attach()
+        pendings = [stage.submit(body) for body in bodies(2)]
+        await stage.settle()
+        assert worker.start()
+        pendings[1].cancel()
+        assert worker.slab.table[:2, ROW_FLAGS].tolist() == [0, ROW_CANCELLED]
+        worker.finish()
+        await stage.settle()
+        again = [stage.submit(body) for body in bodies(2)]
+        await stage.settle()
+        assert worker.start()
+        assert worker.slab.table[:2, ROW_FLAGS].tolist() == [0, 0], "a flag is the row's no longer"
+        assert not again[0].cancelled()
+
+    play(scenario)
+
+
+def test_a_row_that_two_workers_died_of_is_answered_by_the_first_death(play: Play, outcome_of: OutcomeOf) -> None:
+    """It is never begun twice."""
+
+    async def scenario(stage: "Stage") -> None:
+        first = stage.attach()
+        pendings = [stage.submit(body) for body in bodies(2)]
+        await stage.settle()
+        assert first.start()
+        stage.kill(first)
+        second = stage.attach()
+        await stage.settle()
+        assert second.start()
+        stage.kill(second)
+        assert [type(outcome_of(each)) for each in pendings] == [WorkerLost, WorkerLost]
+        assert [batch for worker in (first, second) for batch in worker.batches] == [[b"0"], [b"1"]]
+        assert stage.free() == 4
+
+    play(scenario, rows=1)

@@ -40,7 +40,7 @@ class Bench:
         self.number = 0
 
     def pending(self) -> Pending:
-        return Pending(self.loop, lambda pending: None)
+        return Pending.begin(self.loop, lambda pending: None)
 
     def add(self, body: bytes = b"x") -> Pending | None:
         """A request whose body is there; None when there is no room."""
@@ -243,13 +243,13 @@ def test_a_batch_that_is_alone_has_all_the_room_and_others_have_their_share(benc
 def test_who_leaves_when_the_answer_is_already_there_lets_go_of_its_memory() -> None:
     """A task is cancelled between its answer and its next step: nobody else can do it."""
     loop, let_go = asyncio.new_event_loop(), []
-    pending = Pending(loop, lambda pending: None)
+    pending = Pending.begin(loop, lambda pending: None)
     pending.set_result(Answer(b"", source=Held(b"x", lambda: let_go.append(True))))
     assert not pending.cancel()
     assert let_go == [True]
     assert not pending.cancel()
     assert let_go == [True]
-    for each in (Pending(loop, lambda pending: None), Pending(loop, lambda pending: None)):
+    for each in (Pending.begin(loop, lambda pending: None), Pending.begin(loop, lambda pending: None)):
         each.fail(Internal("mistake"))
         assert not each.cancel()
     loop.close()
@@ -259,6 +259,7 @@ def test_a_task_that_is_cancelled_with_its_answer_on_the_way_lets_go_of_the_slab
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringserve.server.replies.DIRECT_BYTES_MIN", 1)
+    monkeypatch.setattr("ringserve.server.delivery.DIRECT_BYTES_MIN", 1)
 
     async def scenario(stage: "Stage") -> None:
         worker = stage.attach()

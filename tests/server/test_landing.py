@@ -16,6 +16,7 @@ from ringserve.server.inflight import Pending
 from ringserve.server.landing import (
     SPOOLED_BYTES_MIN,
     BufferLanding,
+    FormLanding,
     GrowingLanding,
     Landing,
     SlabLanding,
@@ -125,6 +126,54 @@ def test_a_body_over_the_limit_is_refused_whatever_its_pieces(limit: int, cuts: 
     with pytest.raises(BodyTooLarge, match=f"larger than {limit} bytes, the limit max_request_size"):
         poured(landing, bytes(limit + 1), cuts)
     landing.abandon()
+
+
+FORM = REQUEST._replace(content_type="multipart/form-data; boundary=xyz")
+fields = st.lists(st.binary(max_size=50) | st.just(bytes(SPOOLED_BYTES_MIN)), min_size=1, max_size=3)
+
+
+def form(fields: list[bytes], *, end: bytes = b"--xyz--\r\n") -> bytes:
+    part = b'--xyz\r\ncontent-disposition: form-data; name="f%d"\r\n\r\n%b\r\n'
+    return b"".join(part % (number, field) for number, field in enumerate(fields)) + end
+
+
+@given(fields, cuts)
+def test_a_form_in_any_pieces_is_submitted_as_its_parts(fields: list[bytes], cuts: list[int]) -> None:
+    """Short ones as bytes, long ones as places in a spool."""
+    queue = Queue()
+    landing = FormLanding(LIMIT, FORM, queue.submit)
+    poured(landing, form(fields), cuts)
+    assert landing.commit() is SUBMITTED
+    request = queue.request
+    assert request is not None
+    if queue.spool is None:
+        assert sum(map(len, fields)) < SPOOLED_BYTES_MIN
+        assert request.parts is not None
+        found = [(part.name, part.data) for part in request.parts]
+    else:
+        assert request.placed is not None
+        places, body = request.placed, queue.body()
+        found = [(part.name, body[part.offset : part.offset + part.length]) for part in places]
+    assert found == [(f"f{number}", field) for number, field in enumerate(fields)]
+
+
+@pytest.mark.parametrize("how", ["broken", "too long", "left"])
+def test_a_long_form_that_is_none_or_never_ends_leaves_nothing_open(how: str) -> None:
+    whole = form([bytes(SPOOLED_BYTES_MIN)], end=b"and no boundary")
+    landing = FormLanding(len(whole), FORM, Queue().submit)
+    poured(landing, whole, [SPOOLED_BYTES_MIN])
+    spool = landing._spool
+    assert spool is not None
+    if how == "broken":
+        with pytest.raises(BadRequest):
+            landing.commit()
+    elif how == "too long":
+        with pytest.raises(BodyTooLarge):
+            poured(landing, b"x", [])
+        landing.abandon()
+    else:
+        landing.abandon()
+    assert spool.fd == -1
 
 
 def test_a_body_without_a_request_never_leaves_this_process() -> None:

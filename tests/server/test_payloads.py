@@ -153,7 +153,7 @@ def test_a_cancelled_row_reads_as_an_empty_request_whatever_lies_there() -> None
 
 @given(st.integers(0, 5000), st.integers(0, 5000))
 def test_a_body_starts_a_cache_line_and_the_next_row_too(head_bytes: int, body_bytes: int) -> None:
-    payload = BytesPayload(b"h" * head_bytes, (b"b" * body_bytes,))
+    payload = BytesPayload(b"h" * head_bytes, (b"b" * body_bytes,), body_bytes)
     assert payload.slab_bytes() % 64 == 0
     assert head_bytes + body_bytes <= payload.slab_bytes() < head_bytes + body_bytes + 2 * 64
 

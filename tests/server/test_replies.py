@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -15,10 +15,12 @@ from ringserve.protocol.request import Answer
 from ringserve.protocol.tensor import ITEM_BYTES, Signature, TensorSpec
 from ringserve.server.replies import (
     CONTENT_TYPES,
+    DIRECT_BYTES_MIN,
     FLAG_ERROR,
     FLAG_NOT_COMPUTED,
     FLAG_OVERFLOW,
     MESSAGE_CHARS_MAX,
+    WINDOWED_BYTES_MIN,
     Overflow,
     RowMark,
     RowReply,
@@ -27,6 +29,7 @@ from ringserve.server.replies import (
     write_replies,
     write_typed_success,
 )
+from ringserve.server.sources import Held, Windowed
 from ringserve.shm.lane import Lane, Slab, create_lane
 from ringserve.shm.layout import REPLY_FLAGS, REPLY_ID, REPLY_STATUS, ROW_ID, LaneShape, Tensor
 from ringserve.shm.ring import Command
@@ -145,6 +148,60 @@ def test_text_that_is_no_unicode_does_not_end_the_worker(slab: Slab) -> None:
     assert isinstance(first, PredictionFailed)
     assert first.message == "a?"
     assert second == Answer(b"x", None, 200, "", {"h": "?"})
+
+
+@pytest.mark.parametrize(
+    ("body_bytes", "region", "kind"),
+    [
+        (DIRECT_BYTES_MIN - 1, 1 << 20, None),
+        (DIRECT_BYTES_MIN, 1 << 20, Held),
+        (DIRECT_BYTES_MIN, 64, Held),
+        (WINDOWED_BYTES_MIN + 1, 64, Windowed),
+    ],
+)
+def test_a_long_answer_stays_where_it_is_until_it_is_sent(body_bytes: int, region: int, kind: type | None) -> None:
+    """In the slab, whose row is held for it, or in the parcel, which is."""
+    lane, body, held = lane_of(region), os.urandom(body_bytes), 0
+    segment = written(lane.slabs[0], [Reply(body), Reply(b"short")], 1 << 30)
+    overflow = None if segment is None else Overflow(segment)
+
+    def hold() -> Callable[[], None]:
+        nonlocal held
+        held += 1
+        return let_go
+
+    def let_go() -> None:
+        nonlocal held
+        held -= 1
+
+    answers = [read_reply(lane.slabs[0], line, overflow, hold) for line in lane.slabs[0].table[:2, REPLY_ID:].tolist()]
+    answer, short = answers
+    assert short == Answer(b"short")
+    assert isinstance(answer, Answer)
+    assert held == (kind is Held and region > body_bytes)
+    if overflow is not None:
+        overflow.drop()
+    if kind is None:
+        assert answer == Answer(body)
+    else:
+        source = answer.source
+        assert source is not None
+        assert isinstance(source, kind)
+        found = b"".join(bytes(part) for part in iter(source.next, None))
+        assert (found == body, len(answer.body)) == (True, 0)
+        assert segment is None or segment.fd >= 0
+        source.close()
+    assert held == 0
+    assert segment is None or segment.fd == -1, "the last one closes the parcel"
+    lane.close()
+
+
+def test_without_a_hold_a_long_answer_is_copied_out() -> None:
+    lane, body = lane_of(1 << 20), os.urandom(DIRECT_BYTES_MIN)
+    written(lane.slabs[0], [Reply(body)])
+    answer = read(lane.slabs[0], lane.slabs[0].table[0, REPLY_ID:].tolist(), None)
+    assert answer == Answer(body)
+    lane.close()
 
 
 @given(st.binary(max_size=40), st.integers(0, 3), st.integers(0, 40))

@@ -205,12 +205,29 @@ class Killer:
             times_s.pop()
 
 
+class Resident(msgspec.Struct, frozen=True):
+    """Bytes that a process occupies: all of them, its own, and those of shared memory that it has touched."""
+
+    total: int
+    own: int
+    shared: int
+
+
+def resident(pid: int) -> Resident:
+    """Raises `OSError` when it is gone."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = {
+        name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name
+    }
+    return Resident(sum(fields.values()), fields["RssAnon"], fields["RssShmem"])
+
+
 class Watcher:
     """Samples the resident memory of the front ends. A thread of its own."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
-        self.rss_bytes: dict[int, list[int]] = {}
+        self.samples: dict[int, list[Resident]] = {}
         self.started = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -230,11 +247,15 @@ class Watcher:
                 pids = self._server.front_ends()
             for pid in pids:
                 try:
-                    self.rss_bytes.setdefault(pid, []).append(psutil.Process(pid).memory_info().rss)
-                except psutil.Error:
+                    self.samples.setdefault(pid, []).append(resident(pid))
+                except (OSError, KeyError):  # gone, or a zombie
                     continue
 
     def growth(self) -> dict[int, float]:
         """By front end, for those that lived for most of the time that was watched."""
-        longest = max(map(len, self.rss_bytes.values()), default=0)
-        return {pid: rss_growth(samples) for pid, samples in self.rss_bytes.items() if len(samples) > 0.9 * longest}
+        longest = max(map(len, self.samples.values()), default=0)
+        return {
+            pid: rss_growth([each.total for each in samples])
+            for pid, samples in self.samples.items()
+            if len(samples) > 0.9 * longest
+        }

@@ -194,8 +194,7 @@ class Client:
                 self._judge_cut(plan, cut, connection.opened_s, sent_s)
             except TimeoutError:
                 self._tally.count(plan.kind, Word.WRONG)
-                since = time.strftime("%H:%M:%S", time.localtime(time.time() - ANSWER_S_MAX))
-                self._tally.violate(f"{label(plan)}, sent at {since}, was not answered within {ANSWER_S_MAX:.0f} s")
+                self._tally.violate(f"{label(plan)} was not answered, {when(sent_s)}")
             except (ValueError, KeyError, asyncio.LimitOverrunError) as error:
                 self._tally.count(plan.kind, Word.WRONG)
                 self._tally.violate(f"{label(plan)}: what came back is not HTTP: {error!r}")
@@ -299,7 +298,7 @@ class Client:
         if plan.kind is Kind.HANG and answer.status == 500:
             self._tally.hangs.append((sent_s, now_s))
         if word is Word.WRONG:
-            self._tally.violate(text)
+            self._tally.violate(f"{text}, {when(sent_s)}")
         elif word is Word.SUSPECT:
             self._tally.suspects.append(Suspect(text, sent_s, now_s, worker=True, front_end=False))
 
@@ -320,6 +319,12 @@ class Client:
         )
         since_s = opened_s if plan.pipelined or not begun_stream else sent_s
         self._tally.suspects.append(Suspect(what, since_s, time.monotonic(), worker=begun_stream, front_end=True))
+
+
+def when(sent_s: float) -> str:
+    """When a request was sent, by the clock of the server's log, and how long ago that is."""
+    passed_s = time.monotonic() - sent_s
+    return f"sent at {time.strftime('%H:%M:%S', time.localtime(time.time() - passed_s))}, {passed_s:.1f} s ago"
 
 
 async def _show_progress(tally: Tally) -> None:

@@ -10,12 +10,15 @@ the same seed draws the same requests, though never the same race.
 
 import argparse
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run by its path, a script does not find the folders of the tree
 
 from ringserve.server.testing import ServerProcess
-from tests.stress.chaos import Killer, Site, Watcher, make_server
+from tests.stress.chaos import Killer, Resident, Site, Watcher, make_server
 from tests.stress.client import ANSWER_S_MAX, Job
 from tests.stress.plans import Kind
 from tests.stress.verdicts import Tally, Word, merge, shortcomings, unexcused
@@ -38,6 +41,7 @@ RSS_SECONDS_MIN = 120.0  # a younger process is still warming up
 PROGRESS_S = 15.0
 SPARE_S = ANSWER_S_MAX + 15
 MEBIBYTE = 1 << 20
+EXCUSES_SHOWN = 8
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -60,7 +64,7 @@ class Outcome(msgspec.Struct):
     seconds: float = 0.0
     worker_kills: int = 0
     front_end_kills: int = 0
-    rss_bytes: dict[int, list[int]] = {}
+    resident: dict[int, list[Resident]] = {}
     rss_growth: dict[int, float] = {}
     violations: list[str] = []
 
@@ -183,7 +187,7 @@ def judge(outcome: Outcome, killer: Killer, watcher: Watcher) -> None:
     hangs_s = [until_s for _, until_s in tally.hangs]  # the server kills such a worker itself
     outcome.violations += unexcused(tally.suspects, [*killer.worker_s, *hangs_s], killer.front_end_s)
     outcome.violations += [*shortcomings(tally), *killer.violations]
-    outcome.rss_bytes, outcome.rss_growth = watcher.rss_bytes, watcher.growth()
+    outcome.resident, outcome.rss_growth = watcher.samples, watcher.growth()
     if (1 - FRONT_END_KILLS_SHARE) * outcome.options.seconds < RSS_SECONDS_MIN:
         return
     if not outcome.rss_growth:
@@ -207,6 +211,19 @@ def table(tally: Tally) -> list[str]:
     return lines
 
 
+def memory_curve(samples: Sequence[Resident]) -> str:
+    """Total (own and shared) at ten moments of the time that was watched."""
+    moments = [samples[len(samples) * part // 10] for part in range(10)] + [samples[-1]]
+    return " ".join(
+        f"{each.total / MEBIBYTE:.0f}({each.own / MEBIBYTE:.0f},{each.shared / MEBIBYTE:.0f})" for each in moments
+    )
+
+
+def excuses(tally: Tally) -> Counter[str]:
+    """What was put down to a kill, without the numbers that make each of them differ."""
+    return Counter(re.sub(r"\d+", "N", suspect.what.partition(" was ")[2]) for suspect in tally.suspects)
+
+
 def render(outcome: Outcome) -> str:
     """The summary."""
     tally, options = outcome.tally, outcome.options
@@ -218,10 +235,10 @@ def render(outcome: Outcome) -> str:
         *table(tally),
         f"rows that failed for another one's fault: {tally.innocent}",
     ]
-    for pid, samples in sorted(outcome.rss_bytes.items()):
+    for pid, samples in sorted(outcome.resident.items()):
         growth = f"{outcome.rss_growth[pid]:+.1%}" if pid in outcome.rss_growth else "not watched for long enough"
-        first, last = samples[len(samples) // 10] / MEBIBYTE, samples[-1] / MEBIBYTE
-        lines.append(f"front end {pid}: {first:.1f} MiB to {last:.1f} MiB resident, {growth}")
+        lines.append(f"front end {pid}, MiB resident ({growth}): {memory_curve(samples)}")
+    lines += [f"excused: {count} times {text}" for text, count in excuses(tally).most_common(EXCUSES_SHOWN)]
     shown = [*outcome.violations, *tally.violations][:60]
     lines += [f"VIOLATION: {violation}" for violation in shown]
     lines.append(f"{outcome.violation_count} violations")
@@ -254,7 +271,10 @@ def main() -> int:
     print(f"seed {options.seed}, server and its log in {folder}", file=sys.stderr, flush=True)
     outcome = run(options, folder)
     print(render(outcome))
-    return 1 if outcome.violation_count else 0
+    if outcome.violation_count:
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)  # a log is kept for as long as there is something to find in it
+    return 0
 
 
 if __name__ == "__main__":

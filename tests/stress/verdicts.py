@@ -92,7 +92,7 @@ def judge(plan: Plan, status: int, body: bytes) -> tuple[Word, str]:
             else (Word.WRONG, f"{label(plan)}: {status} with {shown(body)}")
         )
     if status in WORKER_LOST:
-        return Word.SUSPECT, f"{label(plan)} was answered {status} {shown(body)}"
+        return Word.SUSPECT, f"{label(plan)} was answered {status} {message(body)}"
     return Word.WRONG, f"{label(plan)} was answered {status} {shown(body)}, expected one of {sorted(plan.allowed)}"
 
 
@@ -123,6 +123,14 @@ def is_error_body(body: bytes, status: int) -> bool:
     except ValueError:
         return False
     return isinstance(error, dict) and error.keys() == {"code", "type", "message"} and error["code"] == status
+
+
+def message(body: bytes) -> str:
+    """The sentence of an error."""
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return shown(body)
 
 
 def is_innocent(plan: Plan, status: int, body: bytes) -> bool:
