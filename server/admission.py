@@ -115,6 +115,10 @@ class QueuePage:
     def total(self) -> int:
         return sum(_counts(self._words))
 
+    def say(self, front_end: int, count: int) -> None:
+        """For a front end that does not run."""
+        self._words[queue_count_at(front_end)] = count
+
     def clear(self, front_end: int) -> None:
         """What waited in a front end that is gone waits no more. Its successor must not have been told of the page yet."""
         self._words[queue_count_at(front_end)] = 0

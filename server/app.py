@@ -1,9 +1,11 @@
 """Sanic, kept at the rim: an app that answers errors in TorchServe's shape, on a socket somebody else opened."""
 
+import asyncio
 import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -18,6 +20,7 @@ from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ringserve.protocol.errors import BadRequest, BodyTooLarge, Internal, MethodNotAllowed, NotFound, RingServeError
+from ringserve.server.acceptor import Connect
 from ringserve.server.landing import too_large_text
 from ringserve.server.wire import FIXED_HEADERS, error_body, json_text, request_id
 
@@ -146,17 +149,36 @@ def make_app(name: str, request_bytes_max: int, header_timeout_s: int = REQUEST_
     return app
 
 
-async def start_serving(app: App, sock: socket.socket, protocol: type[HttpProtocol] = HttpProtocol) -> AsyncioServer:
-    """Serve on a bound socket, on the running loop."""
+async def start_serving(
+    app: App, sock: socket.socket, protocol: type[HttpProtocol] = HttpProtocol, *, accepting: bool = True
+) -> AsyncioServer:
+    """Serve on a bound socket, on the running loop; with `accepting` false, somebody else accepts for it (`connector`)."""
     server = await app.create_server(
-        sock=sock, return_asyncio_server=True, access_log=False, protocol=protocol, backlog=BACKLOG
+        sock=sock,
+        return_asyncio_server=True,
+        asyncio_server_kwargs={"start_serving": accepting},
+        access_log=False,
+        protocol=protocol,
+        backlog=BACKLOG,
     )
     assert server is not None
     await server.startup()
     await server.before_start()
     await server.after_start()
-    await server.start_serving()
+    if accepting:
+        await server.start_serving()
     return server
+
+
+def connector(server: AsyncioServer, app: App, protocol: type[HttpProtocol]) -> Connect:
+    """How a socket that was accepted elsewhere becomes a connection of this server."""
+    loop = asyncio.get_running_loop()
+    make = partial(protocol, loop=loop, app=app, connections=server.connections)
+
+    async def connect(accepted: socket.socket) -> None:
+        await loop.connect_accepted_socket(make, accepted)
+
+    return connect
 
 
 def stop_accepting(server: AsyncioServer) -> None:

@@ -35,7 +35,8 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class ServeHttp(Message, frozen=True):
-    """The first message to a front end. Descriptor: the listening inference socket. A request's head must be complete within
+    """The first message to a front end, which is number `index`. Descriptors: the listening inference socket and, when there are
+    several front ends, the page in which they count their connections. A request's head must be complete within
     the header timeout, its body within the body timeout and what its size adds; a client that reads nothing of its answer for
     the write timeout is cut off."""
 
@@ -45,6 +46,7 @@ class ServeHttp(Message, frozen=True):
     body_timeout_s: int
     write_timeout_s: int
     front_ends: int
+    index: int = 0
 
 
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):

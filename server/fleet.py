@@ -17,7 +17,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ringserve.protocol.errors import OutOfResources
+from ringserve.server.acceptor import NOT_THERE
 from ringserve.server.admission import QueuePage
 from ringserve.server.budget import describe_lane, lane_budget, lane_shape
 from ringserve.server.control import (
@@ -103,6 +106,7 @@ class Fleet:
         self._hooks = hooks
         self._slots: list[FrontEndSlot] = []
         self._pages: dict[int, QueuePage] = {}  # of every version, when there are several front ends
+        self._connections: QueuePage | None = None  # how many each front end has, when there are several
         self._count = 0
         self._watching: asyncio.Task[None] | None = None
         self._waiters: dict[tuple[object, ...], asyncio.Future[object]] = {}
@@ -117,9 +121,13 @@ class Fleet:
         assert count > 0
         self._count = count
         try:
+            if count > 1:
+                self._connections = QueuePage(count)
+                for index in range(count):
+                    self._connections.say(index, NOT_THERE)
             for index in range(count):
                 self._slots.append(FrontEndSlot(index, self._spawn(index)))
-        except OSError as error:
+        except (OSError, OutOfSharedMemory) as error:
             raise OutOfResources(f"A front end could not be started: {error}.") from None
         self._watching = asyncio.ensure_future(self._watch())
         waiting = [self._expect((FrontEndReady, slot.index), STARTUP_S_MAX) for slot in self._slots]
@@ -134,7 +142,10 @@ class Fleet:
             lambda message, fds: self._heard(index, message),
             lambda: self._exited(index),
         )
-        child.send(self._first, [self._socket.fileno()])
+        fds = [self._socket.fileno()]
+        if self._connections is not None:
+            fds.append(self._connections.fd)
+        child.send(msgspec.structs.replace(self._first, index=index), fds)
         return child
 
     def _exited(self, index: int) -> None:
@@ -164,6 +175,8 @@ class Fleet:
         slot.pulses_missed = 0
         for page in self._pages.values():
             page.clear(slot.index)
+        if self._connections is not None:
+            self._connections.say(slot.index, NOT_THERE)
         for key, waiter in self._waiters.items():  # it will confirm nothing any more: what was asked ended with it
             if key[1] == slot.index and not waiter.done():
                 waiter.set_result(None if key[0] is FrontEndReady else True)
@@ -182,6 +195,9 @@ class Fleet:
         for page in self._pages.values():
             page.close()
         self._pages.clear()
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
 
     async def _watch(self) -> None:
         """Find the front ends that live and do nothing. A killed one is started again like any that dies."""

@@ -18,7 +18,8 @@ import uvloop
 from sanic.server.async_server import AsyncioServer
 
 from ringserve.protocol.errors import ShuttingDown, WorkerLost
-from ringserve.server.app import start_serving, stop_accepting, wind_down
+from ringserve.server.acceptor import Acceptor
+from ringserve.server.app import connector, start_serving, stop_accepting, wind_down
 from ringserve.server.control import (
     Applied,
     AskQueues,
@@ -64,11 +65,12 @@ class FrontEnd:
         self._table = RouteTable()
         self._pages: dict[int, tuple[Segment, int]] = {}  # queue pages whose versions the next routes bring
         self._server: AsyncioServer | None = None
+        self._acceptor: Acceptor | None = None
         self._draining: asyncio.Task[None] | None = None
         self._routed = asyncio.Event()
         self._done = asyncio.Event()
 
-    async def run(self, first: ServeHttp, sock: socket.socket) -> None:
+    async def run(self, first: ServeHttp, sock: socket.socket, page: Segment | None) -> None:
         """Serve until drained. Until the supervisor has said what is served, connections wait in the socket's queue."""
         self._table.front_ends = first.front_ends
         timeouts = Timeouts(first.header_timeout_s, first.body_timeout_s, first.write_timeout_s)
@@ -80,9 +82,19 @@ class FrontEnd:
         self._tell(FrontEndReady())
         await self._routed.wait()
         if self._draining is None:
-            self._server = await start_serving(inference.app, sock, PredictionConnection)
+            await self._start_serving(inference, sock, page, first.index)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._describe_memory)
         await self._done.wait()
+
+    async def _start_serving(self, inference: Inference, sock: socket.socket, page: Segment | None, own: int) -> None:
+        """`page` counts the connections of all front ends; None when this is the only one."""
+        alone = page is None
+        server = self._server = await start_serving(inference.app, sock, PredictionConnection, accepting=alone)
+        if page is not None:
+            connect = connector(server, inference.app, PredictionConnection)
+            acceptor = self._acceptor = Acceptor(sock, page.view, own, connect)
+            inference.on_connections = lambda: acceptor.count(len(server.connections))
+            acceptor.start()
 
     def _tell(self, message: Message) -> None:
         try:
@@ -176,6 +188,8 @@ class FrontEnd:
         if self._server is None:  # it has accepted nobody yet
             self._done.set()
             return
+        if self._acceptor is not None:
+            self._acceptor.close()
         stop_accepting(self._server)
         end = time.monotonic() + deadline_s
         while wind_down(self._server) and time.monotonic() < end:
@@ -201,7 +215,8 @@ async def _main(control: socket.socket) -> None:
     assert received is not None
     message, fds = received
     assert isinstance(message, ServeHttp)
-    await FrontEnd(channel).run(message, socket.socket(fileno=fds[0]))
+    page = Segment.attach(fds[1]) if len(fds) > 1 else None
+    await FrontEnd(channel).run(message, socket.socket(fileno=fds[0]), page)
 
 
 def main() -> None:

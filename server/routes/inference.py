@@ -6,7 +6,7 @@ connection.py answers them.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -61,6 +61,7 @@ class Inference:
     def __init__(self, table: RouteTable, request_bytes_max: int, timeouts: Timeouts) -> None:
         self.table = table
         self.timeouts = timeouts
+        self.on_connections: Callable[[], None] | None = None  # called when one has ended
         self._request_bytes_max = request_bytes_max
         self.app: App = make_app("ringserve-inference", request_bytes_max, timeouts.header_s)
         self.app.ctx.inference = self

@@ -79,6 +79,8 @@ class BodyConnection(HttpProtocol):
             landing.abandon()
         self._drop_source()
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
+        if self._inference.on_connections is not None:
+            self._inference.on_connections()
 
     # ---- what arrives
 

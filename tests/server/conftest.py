@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from ringserve.backends.contract import Reply
 from ringserve.protocol.errors import RingServeError, WorkerLost
@@ -34,6 +35,10 @@ from ringserve.shm.layout import CACHE_LINE, COMMAND, ENTRY_BYTES, RING_ENTRIES,
 from ringserve.shm.link import CHUNK_CREDITS, FrontLink, WorkerLink, create_link
 from ringserve.shm.ring import Command, Completion
 from ringserve.shm.segment import Segment
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 LIMIT = 1 << 20
 LOST = WorkerLost("Worker died. It was killed by the test.")
@@ -151,11 +156,17 @@ class DirectedWorker:
 
     def given_ids(self) -> list[int]:
         """The ids of the rows of that."""
-        return [
-            int(row_id)
-            for command in self.given()
-            for row_id in self.lane.slabs[command.slab].table[command.first : command.first + command.rows, ROW_ID]
-        ]
+        return [row_id for command in self.given() for row_id in self._ids(command)]
+
+    def running_ids(self) -> list[int]:
+        """Those of the batch that runs."""
+        assert self.running is not None
+        return self._ids(self.running)
+
+    def _ids(self, command: Command) -> list[int]:
+        table = self.lane.slabs[command.slab].table
+        ids: list[int] = table[command.first : command.first + command.rows, ROW_ID].tolist()
+        return ids
 
     def collect_credits(self) -> int:
         """How many chunks it may send now."""

@@ -31,7 +31,8 @@ class Request:
         self.done_ns = 0
         self.left = False  # the client is gone
         self.turned_away = False  # there was nobody to wait for
-        self.worker: str | None = None  # that began it
+        self.taken_by: str | None = None  # the worker whose batch it is in
+        self.worker: str | None = None  # that one, if it computes it
         self.begun_ns = 0
         self.streamed = b""
         self.source: Source | None = None  # until it is read
@@ -114,7 +115,7 @@ class Request:
         if isinstance(error, NoWorker):
             return self.turned_away
         if isinstance(error, WorkerLost):
-            return self.worker in buried
+            return self.taken_by in buried
         return isinstance(error, PredictionFailed) and self.raises and self.worker is not None
 
     def _may_be_over(self) -> bool:
