@@ -24,7 +24,7 @@ class InferRequest(NamedTuple):
 
     request_id: str
     content_type: str
-    headers: Mapping[str, str]
+    headers: dict[str, str]
     body: bytes | bytearray | memoryview
     parts: Sequence[FormPart] | None = None
     binary: bool = False

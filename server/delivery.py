@@ -52,10 +52,9 @@ class Delivery:
             if line[0] != pending.row_id:
                 mismatched += 1
                 pending.fail(Internal("The worker's answer does not belong to this request; it was dropped."))
-            elif pending.stream is not None:
-                self._finish(pending.stream, fill, line, overflow)
-            elif pending.done():
-                pass  # the client is gone
+            elif pending.done():  # its client is gone, or its answer has begun
+                if pending.stream is not None:
+                    self._finish(pending.stream, fill, line, overflow)
             elif render is not None and not line[_FLAGS]:
                 if pending.binary:
                     pending.set_result(self._binary(fill, pending.row))

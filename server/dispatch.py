@@ -192,7 +192,7 @@ class Dispatcher:
             state.has_begun(batch)
             for state in self._links.values()
             for batch in state.outstanding
-            if batch is pending.batch
+            if batch.holds(pending)
         )
 
     def _forsaken(self, pending: Pending) -> None:

@@ -182,7 +182,7 @@ class BytesEncoder:
             body_bytes = len(request.body)
             return BytesPayload(_plain_head(request, body_bytes), (request.body,), body_bytes)
         placed = tuple(_placed(request))
-        head = encode_head(RequestHead(request.request_id, dict(request.headers), placed))
+        head = encode_head(RequestHead(request.request_id, request.headers, placed))
         return BytesPayload(head, [part.data for part in request.parts], sum(part.length for part in placed))
 
     def expect(self, request: InferRequest, body_bytes: int) -> BytesPayload:
@@ -192,13 +192,13 @@ class BytesEncoder:
     def encode_spooled(self, request: InferRequest, spool: Spool) -> Payload:
         if request.placed is None:
             return SpooledPayload(_plain_head(request, spool.written), spool)
-        head = RequestHead(request.request_id, dict(request.headers), tuple(request.placed))
+        head = RequestHead(request.request_id, request.headers, tuple(request.placed))
         return SpooledPayload(encode_head(head), spool)
 
 
 def _plain_head(request: InferRequest, body_bytes: int) -> bytes:
     part = Part("body", request.content_type, 0, body_bytes)
-    return encode_head(RequestHead(request.request_id, dict(request.headers), (part,)))
+    return encode_head(RequestHead(request.request_id, request.headers, (part,)))
 
 
 def _placed(request: InferRequest) -> list[Part]:

@@ -17,7 +17,7 @@ from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
 from ringserve.server.landing import SOCKET_TO_SLAB, Landing
-from ringserve.server.routes.inference import TIMEOUT_HEADER, handler_headers, is_binary, timeout_ms
+from ringserve.server.routes.inference import HANDLER_HEADERS, TIMEOUT_HEADER, is_binary, timeout_ms
 from ringserve.server.routes.receiving import SizedBody
 from ringserve.server.routes.transfer import BodyConnection
 from ringserve.server.wire import answer_buffers, request_id, streamed_head
@@ -35,6 +35,10 @@ class _Parsed:
     __slots__ = ("body", "complete", "headers", "more", "url")
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the request, for the next one."""
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
@@ -60,7 +64,7 @@ class _Parsed:
 class PredictionConnection(BodyConnection):
     """The short way in front of Sanic's."""
 
-    __slots__ = ("_head_began_s", "_keep_alive", "_path", "_request_id")
+    __slots__ = ("_head_began_s", "_keep_alive", "_parsed", "_parser", "_path", "_request_id")
 
     def _setup(self) -> None:
         super()._setup()
@@ -69,6 +73,10 @@ class PredictionConnection(BodyConnection):
         self._path = ""
         self._request_id = ""
         self._head_began_s = 0.0
+        self._parsed = _Parsed()
+        self._parser: httptools.HttpRequestParser | None = (
+            None  # made when needed, and after each that saw something else
+        )
 
     # ---- what arrives
 
@@ -93,8 +101,9 @@ class PredictionConnection(BodyConnection):
 
     def _took(self, data: bytes) -> bool:
         """Answer the request if it is a plain prediction; false leaves it to Sanic."""
-        parsed = _Parsed()
-        parser = httptools.HttpRequestParser(parsed)
+        parsed = self._parsed
+        parsed.clear()
+        parser, self._parser = self._parser or httptools.HttpRequestParser(parsed), None
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -114,6 +123,8 @@ class PredictionConnection(BodyConnection):
             length = int(headers.get(b"content-length", b"0"))
             if b"\r\n\r\n" not in data or length > self.request_max_size or not SOCKET_TO_SLAB:
                 return False
+        else:
+            self._parser = parser  # at the end of a request, it is ready for the next
         sent_id = headers.get(b"x-request-id")
         self._path = path
         # By the header, as Sanic does: llhttp has forgotten it when the message is complete.
@@ -126,7 +137,11 @@ class PredictionConnection(BodyConnection):
         self, dispatcher: Dispatcher, content_type: str, headers: dict[bytes, bytes], body: bytes, length: int
     ) -> None:
         """With a `length`, `body` is only the beginning of it."""
-        seen = {} if dispatcher.typed else handler_headers(map(_text, headers.items()))
+        seen: dict[str, str] = {}
+        if not dispatcher.typed:
+            for name, value in headers.items():
+                seen[name.decode("latin-1")] = value.decode(errors="surrogateescape")
+            seen.update(HANDLER_HEADERS)
         try:
             request = InferRequest(self._request_id, content_type, seen, body, None, is_binary(headers.get(b"accept")))
             if _TIMEOUT in headers:
@@ -242,7 +257,3 @@ class PredictionConnection(BodyConnection):
 
     def close_if_idle(self) -> bool:
         return self.in_flight is None and super().close_if_idle()
-
-
-def _text(header: tuple[bytes, bytes]) -> tuple[str, str]:
-    return header[0].decode("latin-1"), header[1].decode(errors="surrogateescape")

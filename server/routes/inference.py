@@ -40,6 +40,8 @@ PREFIX = "/predictions/"
 # How long a client waits for its answer, in milliseconds.
 TIMEOUT_HEADER = "x-request-timeout-ms"
 TIMEOUT_MS_MAX = 2**31 - 1
+# TorchServe's own two, of a prediction without a rest in its path.
+HANDLER_HEADERS = {"explain": "False", "url_path": ""}
 NO_WORKER = (
     "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence inference,"
     " please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
@@ -264,8 +266,8 @@ def is_binary(accept: bytes | None) -> bool:
 
 
 def handler_headers(headers: Iterable[tuple[str, str]], rest: str = "") -> dict[str, str]:
-    """What a handler may see: the last of a header sent twice, and TorchServe's own two."""
-    return {**dict(headers), "explain": "False", "url_path": rest}
+    """What a handler may see: the last of a header sent twice, and what TorchServe adds."""
+    return {**dict(headers), **HANDLER_HEADERS, "url_path": rest}
 
 
 def _no_worker_text(path: str) -> str:

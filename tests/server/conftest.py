@@ -301,7 +301,7 @@ class Stage:
             self.dispatcher.worker_gone(worker.worker_id, LOST)
 
     def submit(self, body: bytes = b"x", headers: Mapping[str, str] | None = None, **fields: Any) -> Pending:
-        pending = self.dispatcher.submit(InferRequest("id", "", headers or {}, body, **fields))
+        pending = self.dispatcher.submit(InferRequest("id", "", dict(dict(headers or {})), body, **fields))
         self.pendings.append(pending)
         return pending
 
