@@ -357,7 +357,8 @@ class Dispatcher:
             return
         left_s = state.left_s(self.limits.response_timeout_s, self.limits.front_ends)
         if left_s > 0:
-            state.timer = self._loop.call_later(left_s, self._look, state)
+            # Soon enough for the next batch as well: before one is begun, more than its own time may be left.
+            state.timer = self._loop.call_later(min(left_s, self.limits.response_timeout_s), self._look, state)
         else:
             state.reported_stuck = True
             self.on_stuck(state.worker_id)

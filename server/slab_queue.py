@@ -27,6 +27,7 @@ from ringserve.shm.spool import Spool
 # of one copy more.
 FREE_MIN = 2
 RELEASED = -1
+GIVEN_AT_ONCE = 3
 
 
 class SlabQueue:
@@ -186,6 +187,7 @@ class SlabQueue:
         if fill.live == 0 and fill is not self._open:
             assert fill.sealed
             fill.live = RELEASED
+            fill.slab.in_peak = max(fill.slab.in_peak, fill.used_bytes)
             reach("slab-released")
             self._free.append(fill.slab)
 
@@ -247,10 +249,16 @@ class SlabQueue:
             self._leaving.append(fill)
 
     def give_back(self) -> bool:
-        """Let the memory go of one slab that nobody needed since the last look; it takes a while. Whether there may be more."""
-        if any(slab.give_back() for slab in self._free[: self._free_min]):
-            return True
-        more, self._free_min = self._free_min < len(self._free), len(self._free)
+        """Let the memory go of slabs that nobody needed since the last look, or not nearly all of; a few at a time, since it takes
+        a while. Whether there may be more."""
+        given = 0
+        for index, slab in enumerate(self._free):
+            if index < self._free_min or slab.is_oversized:
+                given += slab.give_back()
+            slab.in_peak = 0
+            if given == GIVEN_AT_ONCE:
+                return True
+        more, self._free_min = given > 0 or self._free_min < len(self._free), len(self._free)
         return more
 
     def want_out(self, answer_bytes: int) -> None:

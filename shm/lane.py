@@ -40,6 +40,8 @@ Array = npt.NDArray[Any]
 WHOLE_BYTES = 4 << 20
 # Reserved at a time, at least: 60 µs of the event loop.
 STEP_BYTES = 256 << 10
+# A slab with less than this is not worth the trouble of giving it back early.
+OVERSIZED_BYTES_MIN = 1 << 20
 # What the answers of a slab get before any was too long for it.
 OUT_BYTES_FIRST = 1 << 20
 
@@ -64,8 +66,8 @@ class Slab:
     order; `input_rows` the same memory as bytes, for writing a row as it came; `bytes_in` and `bytes_out` are the regions
     for undeclared payloads; `memory` is the whole slab.
 
-    `rows_ready`, `in_ready` and `out_ready` say how many rows and how many bytes of the two regions have memory behind them.
-    Only the front end knows, and only it asks.
+    `rows_ready`, `in_ready` and `out_ready` say how many rows and how many bytes of the two regions have memory behind them,
+    `in_peak` how much of the incoming one was needed lately. Only the front end knows, and only it asks.
     """
 
     __slots__ = (
@@ -75,6 +77,7 @@ class Slab:
         "_shape",
         "bytes_in",
         "bytes_out",
+        "in_peak",
         "in_ready",
         "index",
         "input_rows",
@@ -110,6 +113,7 @@ class Slab:
         ]
         self.bytes_in = memory[plan.bytes_in_at : plan.bytes_in_at + shape.bytes_in]
         self.bytes_out = memory[plan.bytes_out_at : plan.bytes_out_at + shape.bytes_out]
+        self.in_peak = 0
         self.rows_ready, self.in_ready, self.out_ready = (
             (shape.rows, shape.bytes_in, shape.bytes_out) if backing.whole else (0, 0, 0)
         )
@@ -146,6 +150,11 @@ class Slab:
         if ready < goal:
             self._backing.segment.reserve(self._at + at + ready, goal - ready)
         return goal
+
+    @property
+    def is_oversized(self) -> bool:
+        """Whether it has much more memory for what comes in than was needed lately."""
+        return self.in_ready > max(OVERSIZED_BYTES_MIN, 2 * self.in_peak)
 
     def give_back(self) -> bool:
         """Nobody uses the slab and nobody has for long: keep the row table, let the rest go. False when there is nothing."""

@@ -308,6 +308,28 @@ def test_a_worker_that_takes_nothing_is_reported_when_every_front_end_has_had_it
     play(scenario, response_timeout_s=120, front_ends=front_ends)
 
 
+def test_a_worker_that_hangs_soon_after_a_look_found_it_between_two_batches_is_reported_in_time(play: Play) -> None:
+    """With several front ends, a batch that is not begun may take longer than one that is: not the one that follows it."""
+
+    async def scenario(stage: "Stage") -> None:
+        reported: list[str] = []
+        stage.dispatcher.on_stuck = reported.append
+        worker = stage.attach()
+        stage.submit()
+        await stage.work()
+        await stage.pass_s(119.9)
+        stage.submit()
+        await stage.settle()
+        await stage.pass_s(0.2)  # the look falls between the command and its being taken
+        worker.start()
+        await stage.pass_s(119)
+        assert reported == []
+        await stage.pass_s(1.1)
+        assert reported == [worker.worker_id]
+
+    play(scenario, response_timeout_s=120, front_ends=3)
+
+
 def test_a_worker_that_waits_for_slow_readers_is_not_stuck(play: Play) -> None:
     """Nor is it at once when they have read: its time begins anew."""
 

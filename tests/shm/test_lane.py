@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ringserve.shm.lane import OUT_BYTES_FIRST, WHOLE_BYTES, Lane, Slab, create_lane
+from ringserve.shm.lane import OUT_BYTES_FIRST, OVERSIZED_BYTES_MIN, WHOLE_BYTES, Lane, Slab, create_lane
 from ringserve.shm.layout import COMMAND, LINK_MAGIC, LaneShape, Tensor, lane_bytes, plan_slab, write_header
 from ringserve.shm.ring import Command
 from ringserve.shm.segment import Segment
@@ -230,6 +230,18 @@ def test_a_slab_gives_back_its_memory_and_nothing_of_its_neighbours(large: Lane)
         assert [set(region) for region in _regions(slab)] == [{slab.index + 1}] * 5
     given.reserve()
     assert set(given.bytes_out[: given.out_ready]) == {0}
+
+
+def test_a_slab_that_holds_much_more_than_was_needed_lately_is_oversized(large: Lane) -> None:
+    slab = large.slabs[0]
+    slab.reserve()
+    slab.reserve_row(0, LARGE.bytes_in)
+    slab.in_peak = LARGE.bytes_in
+    assert not slab.is_oversized
+    slab.in_peak = 1000
+    assert slab.is_oversized == (LARGE.bytes_in > OVERSIZED_BYTES_MIN)
+    slab.give_back()
+    assert not slab.is_oversized
 
 
 def test_what_a_worker_has_mapped_is_given_back_too(large: Lane) -> None:
