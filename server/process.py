@@ -19,8 +19,11 @@ output_logger = logging.getLogger("ringserve.output")
 logger = logging.getLogger("ringserve.process")
 
 # glibc gives memory of more than 128 KiB back to the kernel as soon as it is freed, and gets it anew, page by page, for the next
-# request: 0.4 ms for a handler that is given 600 KB and returns them. Up to these sizes, processes keep it.
+# request: 0.4 ms for a handler that is given 600 KB and returns them. Up to these sizes, processes keep it. (Not with
+# RINGSERVE_KEEP_MEMORY=0, for measuring what that is worth.)
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+if os.environ.get("RINGSERVE_KEEP_MEMORY") == "0":
+    ALLOCATOR = {}
 TAIL_LINES = 30
 LINE_BYTES_MAX = 16_384
 READS_MAX = 16

@@ -81,8 +81,10 @@ def test_small_rows_show_medians_ratios_ceilings_and_memory() -> None:
 
 
 def test_large_bodies_show_what_the_straight_way_gains() -> None:
-    text = large_bodies.render([large_bodies.Point(8, [load(300.0), load(500.0)], [load(100.0), load(100.0)])])
-    assert "   8  straight        400     1.00     2.00       0   4.00 (3.00..5.00) times (goal 2.5)" in text
+    straight, copied, neither = [load(300.0), load(500.0)], [load(200.0), load(200.0)], [load(100.0), load(100.0)]
+    text = large_bodies.render([large_bodies.Point(8, straight, copied, neither)])
+    assert "   8  straight        400     1.00     2.00       0" in text
+    assert "straight to neither 4.00 (3.00..5.00) (goal 2.5), to copied 2.00 (1.50..2.50)" in text
 
 
 def test_front_ends_show_the_cpu_of_two_to_that_of_one() -> None:
