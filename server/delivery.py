@@ -136,7 +136,7 @@ class Delivery:
             return
         try:
             head = decode_reply_head(encoded_head)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RingCorrupt(f"a chunk begins an answer with a head that cannot be read: {error}") from None
         pending.stream = ReplyStream(pending.mark_cancelled)
         pending.lift_deadline()

@@ -32,12 +32,11 @@ from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
 from ringserve.server.slab_queue import SlabQueue
-from ringserve.server.sources import Frame
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import FrontLink
 from ringserve.shm.ring import Command, Completion
-from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, ShmError
+from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, RingCorrupt, ShmError
 from ringserve.shm.spool import Spool
 
 logger = logging.getLogger("ringserve.dispatch")
@@ -288,6 +287,8 @@ class Dispatcher:
 
     def _row_over(self, fill: Fill) -> None:
         self._queue.release(fill)
+        if self._give_back_timer is None:
+            self._give_back_timer = self._loop.call_later(GIVE_BACK_S, self._give_back)
         self._serve_backlog()
 
     def _serve_backlog(self) -> None:
@@ -332,14 +333,18 @@ class Dispatcher:
             command = Command(
                 batch.sequence, fill.slab.index, batch.first, len(batch.rows), batch.out_at, batch.out_bytes
             )
-            pushed = link.commands.try_push(command)
-            assert pushed, "the ring holds more entries than a worker may have outstanding"
+            if not link.commands.try_push(command):
+                raise RingCorrupt("the ring is full, which holds more entries than a worker may have outstanding")
             reach("command-pushed")
             link.bell.ring()
             reach("command-rung")
         except PeerGone:
             # It died a moment ago; the supervisor will say so. The batch was not started and goes to another worker.
             self._silence(state)
+            self._queue.put_back(batch, was_sent=False)
+            return
+        except (ShmError, OSError) as error:
+            self._condemn(state, error)
             self._queue.put_back(batch, was_sent=False)
             return
         state.pushed += 1
@@ -355,6 +360,10 @@ class Dispatcher:
         state.timer = None
         if not state.outstanding or state.reported_stuck:
             return
+        if state.left_s(self.limits.response_timeout_s, self.limits.front_ends) <= 0:
+            self._on_bell(state)  # this process may have slept, and the answer be here
+            if not state.outstanding or self._links.get(state.worker_id) is not state:
+                return
         left_s = state.left_s(self.limits.response_timeout_s, self.limits.front_ends)
         if left_s > 0:
             # Soon enough for the next batch as well: before one is begun, more than its own time may be left.
@@ -372,15 +381,20 @@ class Dispatcher:
         except PeerGone:
             self._silence(state)
             self._loop.call_later(GONE_S_MAX, self._doubt, state.worker_id, state.number)
-        except ShmError as error:
-            # A worker that breaks its ring cannot be believed any more: its death will answer what it holds.
-            logger.error("worker %s of %s: %s", state.worker_id, self.label, error)
-            self._silence(state)
-            state.believed = False
-            self.on_stuck(state.worker_id)
+        except Exception as error:  # noqa: BLE001 - whatever it was, what the worker holds must be answered
+            self._condemn(state, error)
         if state.on_detached is not None:
             self._notice_detached(state)
         self._go_on()
+
+    def _condemn(self, state: LinkState, error: Exception) -> None:
+        """A worker that breaks its ring cannot be believed any more: its death will answer what it holds."""
+        logger.error(
+            "worker %s of %s: %s", state.worker_id, self.label, error, exc_info=not isinstance(error, ShmError)
+        )
+        self._silence(state)
+        state.believed = False
+        self.on_stuck(state.worker_id)
 
     def _doubt(self, worker_id: str, number: int) -> None:
         """A link that closed while its process lives: nothing will ever be answered through it. Known by its number, for a
@@ -394,43 +408,28 @@ class Dispatcher:
             raise ShmError(f"completion of batch {entry.sequence}, which is not the oldest outstanding one")
         reach("completion-taken")
         if entry.status == STATUS_CHUNK:
-            self._pass_on(state, entry)
+            assert self._delivery is not None
+            self._delivery.pass_on(state.outstanding[0], *state.open_frame(entry, self._silence))
         else:
             self._complete(state, entry)
 
-    def _pass_on(self, state: LinkState, entry: Completion) -> None:
-        """A chunk of streamed answers. Credit for it goes back in the order the chunks came."""
-        assert self._delivery is not None
-        batch, state.heard_ns = state.outstanding[0], time.monotonic_ns()
-        end = entry.chunk_at + entry.chunk_bytes
-        if not batch.out_at <= entry.chunk_at <= end <= batch.out_at + batch.out_bytes:
-            raise ShmError(f"a chunk at bytes {entry.chunk_at} to {end} lies outside of its batch's part of the slab")
-        region = batch.fill.slab.bytes_out[entry.chunk_at : end]
-
-        def give_credit() -> None:
-            while state.frames and state.frames[0].left <= 0:
-                state.frames.popleft()
-                state.heard_ns = time.monotonic_ns()  # it may have waited for that
-                if state.alive:
-                    try:
-                        state.link.credits.ring()
-                    except PeerGone:
-                        self._silence(state)
-
-        frame = Frame(1, give_credit)
-        state.frames.append(frame)
-        self._delivery.pass_on(batch, region, frame)
-
     def _complete(self, state: LinkState, entry: Completion) -> None:
         assert self._delivery is not None
-        overflow = Overflow(state.link.receive_parcel()) if entry.status == STATUS_OVERFLOW else None
+        overflow: Overflow | None = None
+        failure: RingServeError | None = None
+        if entry.status == STATUS_OVERFLOW:
+            try:
+                overflow = Overflow(state.link.receive_parcel())
+            except OutOfSharedMemory as error:
+                failure = OutOfResources(f"The answer does not fit into memory: {error}.")
         batch = state.outstanding.popleft()
         state.since_ns = time.monotonic_ns()
         state.reported_stuck = False
         self._drain.answered(batch.count)
         try:
-            mismatched = self._delivery.deliver(batch, overflow)
-            if mismatched:
+            if failure is not None:
+                batch.fail(failure)
+            elif mismatched := self._delivery.deliver(batch, overflow):
                 self.mismatched_replies += mismatched
                 logger.error("%d answers of worker %s belong to no request of its batch", mismatched, state.worker_id)
         except Exception as error:
@@ -446,8 +445,6 @@ class Dispatcher:
     def _end(self, batch: Batch) -> None:
         assert self._delivery is not None
         self._delivery.end(batch)
-        if self._give_back_timer is None:
-            self._give_back_timer = self._loop.call_later(GIVE_BACK_S, self._give_back)
 
     def _give_back(self) -> None:
         """One look after another as long as there is something to give back; an idle server has none."""
@@ -487,8 +484,8 @@ class Dispatcher:
         if self._on_idle is None:
             return
         if self.waiting and not self._links:
-            self._fail_waiting(NoWorker(f"{self.label} was unregistered"))  # comes back here with nothing waiting
-        elif self.idle:
+            self._queue.fail_all(NoWorker(f"{self.label} was unregistered"))
+        if self.idle:
             callback, self._on_idle = self._on_idle, None
             for state in list(self._links.values()):
                 self._drop(state)

@@ -380,7 +380,8 @@ class Fleet:
             slot.child.send(CloseLane(version.key))
         answered = None not in await asyncio.gather(*waiting)
         for slot in self._slots:
-            slot.attached = {pair for pair in slot.attached if pair[0] != version.key}
+            if answered:  # otherwise a front end still waits for its workers, and must hear of their end
+                slot.attached = {pair for pair in slot.attached if pair[0] != version.key}
             lane = slot.lanes.pop(version.key, None)
             if lane is not None:
                 lane[0].close()

@@ -48,7 +48,7 @@ from ringserve.server.routes.connection import PredictionConnection
 from ringserve.server.routes.inference import Inference, Timeouts
 from ringserve.server.routing import RouteTable
 from ringserve.shm.lane import Lane
-from ringserve.shm.link import FrontLink
+from ringserve.shm.link import END_FDS, FrontLink
 from ringserve.shm.segment import Segment
 
 logger = logging.getLogger("ringserve.frontend")
@@ -114,6 +114,13 @@ class FrontEnd:
 
     def _obey(self, message: object, fds: list[int]) -> None:
         dispatchers = self._table.dispatchers
+        if isinstance(message, AttachWorker) and len(fds) < END_FDS:
+            # The kernel drops descriptors for which this process has no room. The supervisor tries again later.
+            logger.error("worker %s cannot be reached: too many files are open", message.worker_id)
+            for fd in fds:
+                os.close(fd)
+            self._tell(Detached(message.key, message.worker_id))
+            return
         if isinstance(message, OpenLane | AttachWorker) and message.key not in dispatchers:
             for fd in fds:  # the version has left meanwhile, and its workers with it
                 os.close(fd)

@@ -13,20 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ringserve.protocol.errors import RingServeError
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.payloads import Payload
+from ringserve.server.sources import Frame, ReplyStream
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Slab
 from ringserve.shm.layout import ROW_CANCELLED, ROW_DEADLINE_NS, ROW_FLAGS, ROW_PARCEL_BYTES
 from ringserve.shm.link import CHUNK_CREDITS, FrontLink
+from ringserve.shm.ring import Completion
 from ringserve.shm.segment import Segment
+from ringserve.shm.shm_errors import PeerGone, RingCorrupt
 from ringserve.shm.spool import Spool
-
-if TYPE_CHECKING:
-    from ringserve.server.sources import Frame, ReplyStream
 
 # One-off segments a batch may carry: their descriptors wait in the link's socket, whose buffer holds a few hundred.
 PARCELS_MAX = 64
@@ -306,6 +306,8 @@ class Fill:
             pending.state = WAITING
             self.ready += 1
             count += 1
+            if pending.stream is not None:
+                pending.stream.break_off()  # no honest worker streams what it never began
             if pending.done():
                 count -= 1
                 self.punch(pending)
@@ -372,12 +374,39 @@ class LinkState:
         """Whether the worker has taken this batch of its up."""
         return batch.sequence < self.link.commands.taken
 
+    def open_frame(self, entry: Completion, on_gone: "Callable[[LinkState], None]") -> "tuple[memoryview, Frame]":
+        """A chunk of streamed answers, and what counts its pieces. Credit for it goes back in the order the chunks came. Raises
+        `RingCorrupt`."""
+        batch, end = self.outstanding[0], entry.chunk_at + entry.chunk_bytes
+        if not batch.out_at <= entry.chunk_at <= end <= batch.out_at + batch.out_bytes:
+            raise RingCorrupt(
+                f"a chunk at bytes {entry.chunk_at} to {end} lies outside of its batch's part of the slab"
+            )
+        if len(self.frames) >= CHUNK_CREDITS:
+            raise RingCorrupt("a chunk came for which there was no credit")
+        self.heard_ns = time.monotonic_ns()
+
+        def give_credit() -> None:
+            while self.frames and self.frames[0].left <= 0:
+                self.frames.popleft()
+                self.heard_ns = time.monotonic_ns()  # it may have waited for that
+                if self.alive:
+                    try:
+                        self.link.credits.ring()
+                    except PeerGone:
+                        on_gone(self)
+
+        frame = Frame(1, give_credit)
+        self.frames.append(frame)
+        return batch.fill.slab.bytes_out[entry.chunk_at : end], frame
+
     def left_s(self, timeout_s: float, front_ends: int) -> float:
         """How much longer it may be silent. What counts is when it took the batch: before, it may be busy with a batch of each
         other front end. While it waits for clients to take what it has streamed, it is not to blame."""
         if len(self.frames) == CHUNK_CREDITS:
             return timeout_s
         now_ns = time.monotonic_ns()
+        at_work_ns = min(self.link.commands.taken_ns, now_ns)
         if self.has_begun(self.outstanding[0]):
-            return timeout_s - (now_ns - max(self.link.commands.taken_ns, self.heard_ns)) / 1e9
-        return timeout_s * front_ends - (now_ns - self.since_ns) / 1e9
+            return timeout_s - (now_ns - max(at_work_ns, self.heard_ns)) / 1e9
+        return timeout_s * front_ends - (now_ns - max(at_work_ns, self.since_ns)) / 1e9

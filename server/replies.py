@@ -211,12 +211,12 @@ def read_reply(
     try:
         if flags & FLAG_ERROR:
             record = decode_error(view)
-            return error_from(record.code, record.message, status)
+            return error_from(record.code, record.message, status if 400 <= status <= 999 else 500)
         if head_bytes:
             head_at = line[REPLY_HEAD_AT - REPLY_ID]
             head = decode_reply_head(memory[head_at : head_at + head_bytes])
         content_type = CONTENT_TYPES[flags & CONTENT_MASK]
-    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError, RecursionError) as error:
         return Internal(f"The worker wrote a reply that cannot be read: {error}.")
     copied = b""
     source: Source | None = None

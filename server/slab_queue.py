@@ -251,6 +251,8 @@ class SlabQueue:
     def give_back(self) -> bool:
         """Let the memory go of slabs that nobody needed since the last look, or not nearly all of; a few at a time, since it takes
         a while. Whether there may be more."""
+        if self._open is not None and not self._open.live:
+            self._seal_open()
         given = 0
         for index, slab in enumerate(self._free):
             if index < self._free_min or slab.is_oversized:

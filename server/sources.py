@@ -114,12 +114,13 @@ class ReplyStream:
         """The answer's last part; may be empty."""
         if last and not self._closed:
             self._parts.append((last, None))
-        self.ended = True
+        self.ended, self._on_forsaken = True, _nobody  # it leads back to the lane's memory
         self.on_change()
 
     def break_off(self) -> None:
         """The rest will never come."""
         self.ended = self.broken = True
+        self._on_forsaken = _nobody
         self.on_change()
 
     # ---- to the client
@@ -138,8 +139,9 @@ class ReplyStream:
         self._closed = True
         while self.next() is not None:
             pass
+        on_forsaken, self._on_forsaken = self._on_forsaken, _nobody
         if not self.ended:
-            self._on_forsaken()
+            on_forsaken()
 
     def __del__(self) -> None:
         self.close()

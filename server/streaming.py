@@ -12,7 +12,7 @@ as many slots as credits, a credit in hand means that the slot's former chunk wa
 import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ringserve.backends.contract import BatchControl, ContractBroken, Reply, check_count
 from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
@@ -27,6 +27,8 @@ from ringserve.shm.shm_errors import PeerGone
 
 # A slot smaller than this holds little more than heads: such a batch cannot stream.
 SLOT_BYTES_MIN = 4 * CACHE_LINE
+# How often a worker that waits for slow readers says that it lives.
+WAIT_MS = 500
 
 
 class Chunks:
@@ -40,6 +42,7 @@ class Chunks:
         self.lock = threading.Lock()  # a model may speak from threads of its own
         self.waited_ns = 0  # for clients that read slowly
         self.gone = False
+        self.on_alive: Callable[[], None] = lambda: None
 
     def wait_for_credit(self) -> bool:
         """Block until another chunk may be sent; false when its front end is gone. A client that reads nothing is cut off by
@@ -48,8 +51,9 @@ class Chunks:
         if not self._credits and not self.gone:
             start_ns = time.monotonic_ns()
             while not self._credits and not self.gone:
-                self._poller.poll()
+                self._poller.poll(WAIT_MS)
                 self._collect()
+                self.on_alive()
             self.waited_ns += time.monotonic_ns() - start_ns
         return not self.gone
 
@@ -64,6 +68,7 @@ class Chunks:
         """Tell of a chunk that has been written, for the credit that was waited for."""
         assert self._credits > 0
         self._credits -= 1
+        self.on_alive()
         pushed = self._link.completions.try_push(chunk)
         assert pushed, "chunks on their way and finished batches are fewer than the ring holds"
         reach("chunk-pushed")

@@ -113,6 +113,7 @@ class Worker:
 
     def _attach(self, message: LinkLane, fds: list[int]) -> None:
         served = ServedLane(Lane.attach(fds[0], message.shape), WorkerLink(tuple(fds[1:])))
+        served.chunks.on_alive = self._is_at_work
         self._lanes[served.link.listener.fd] = served
         self._poller.register(served.link.listener.fd, select.POLLIN)
 
@@ -129,19 +130,29 @@ class Worker:
 
     def _execute_due(self) -> None:
         """One batch of each lane in turn, so that no front end waits behind another's second batch."""
-        more = True
-        while more:
-            more = False
+        while any(served.due for served in self._lanes.values()):
             for fd, served in tuple(self._lanes.items()):
-                if not served.due:
+                if not served.due or fd not in self._lanes:
                     continue
                 served.due -= 1
                 try:
                     self._serve_one(served)
                 except PeerGone:
                     self._drop(fd)
-                    continue
-                more = more or served.due > 0
+                if len(self._lanes) > 1:
+                    self._hear_the_others()
+
+    def _hear_the_others(self) -> None:
+        """Who has rung meanwhile has its turn before another's next batch."""
+        for fd, _ in self._poller.poll(0):
+            if fd in self._lanes:
+                self._listen(fd)
+
+    def _is_at_work(self) -> None:
+        """Front ends whose batches wait must not take a worker for stuck that works for another."""
+        if len(self._lanes) > 1:
+            for served in self._lanes.values():
+                served.link.commands.touch()
 
     def _serve_one(self, served: ServedLane) -> None:
         link = served.link
@@ -149,13 +160,16 @@ class Worker:
             self._at_work = True
             with contextlib.suppress(ControlClosed):
                 self._channel.send(AtWork())
+        self._is_at_work()
         command = served.take()
         reach("command-taken")
         overflow = self._execution.run(served.lane.slabs[command.slab], command, served.chunks, link.receive_parcel)
         reach("replies-written")
         if overflow is not None:
-            link.send_parcel(overflow)
-            overflow.close()
+            try:
+                link.send_parcel(overflow)
+            finally:
+                overflow.close()
         status = STATUS_OVERFLOW if overflow is not None else 0
         pushed = link.completions.try_push(Completion(command.sequence, command.slab, command.rows, status))
         assert pushed, "the front end may not have more batches outstanding than the ring holds"

@@ -7,13 +7,14 @@ a fresh one, so a cursor never has two writers in its life.
 
 import os
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ringserve.shm.doorbell import Listener, Ringer, make_doorbell
+from ringserve.shm.doorbell import DoorbellEnds, Listener, Ringer, make_doorbell
 from ringserve.shm.layout import COMMANDS_AT, COMPLETIONS_AT, LINK_BYTES, LINK_MAGIC, check_header, write_header
 from ringserve.shm.ring import Command, Completion, Consumer, Producer
 from ringserve.shm.segment import Segment
-from ringserve.shm.shm_errors import PeerGone, RingCorrupt
+from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, RingCorrupt
 from ringserve.shm.spool import Spool
 
 # Descriptors of one end, in the order they travel: rings, doorbell to ring, doorbell to listen to, parcel socket, credits.
@@ -36,16 +37,25 @@ class LinkFds:
 
 def create_link() -> LinkFds:
     """Raises `OutOfSharedMemory`, or `OSError` when the process has no descriptors left."""
-    segment = Segment.create(LINK_BYTES)
-    write_header(segment.view, LINK_MAGIC, 0)
-    rings = os.dup(segment.fd), os.dup(segment.fd)
+    with ExitStack() as made:  # and closed again when the rest cannot be made
+        segment = Segment.create(LINK_BYTES)
+        made.callback(segment.close)
+        write_header(segment.view, LINK_MAGIC, 0)
+        rings = [_kept(made, os.dup(segment.fd)) for _ in range(2)]
+        commands, completions, credits = (DoorbellEnds(*(_kept(made, fd) for fd in make_doorbell())) for _ in range(3))
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        front, worker = (_kept(made, end.detach()) for end in pair)
+        made.pop_all()
     segment.close()
-    commands, completions, credits = make_doorbell(), make_doorbell(), make_doorbell()
-    front, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return LinkFds(
-        front=(rings[0], commands.ring_fd, completions.listen_fd, front.detach(), credits.ring_fd),
-        worker=(rings[1], completions.ring_fd, commands.listen_fd, worker.detach(), credits.listen_fd),
+        front=(rings[0], commands.ring_fd, completions.listen_fd, front, credits.ring_fd),
+        worker=(rings[1], completions.ring_fd, commands.listen_fd, worker, credits.listen_fd),
     )
+
+
+def _kept(made: ExitStack, fd: int) -> int:
+    made.callback(os.close, fd)
+    return fd
 
 
 class _LinkEnd:
@@ -70,8 +80,8 @@ class _LinkEnd:
             raise PeerGone(f"the other end of the link takes no parcel: {error.strerror}") from None
 
     def receive_parcel(self) -> Segment:
-        """The next one-off segment in the order they were sent. Raises `PeerGone`, or `RingCorrupt` when the other end lives
-        and owes it."""
+        """The next one-off segment in the order they were sent. Raises `PeerGone`, `RingCorrupt` when the other end lives and owes
+        it, or `OutOfSharedMemory` when this process has no room for it; it is gone then."""
         try:
             data, fds, _, _ = socket.recv_fds(self._parcels, 1, 1)
         except BlockingIOError:
@@ -82,8 +92,11 @@ class _LinkEnd:
             raise PeerGone("a parcel was announced and none came")
         if not fds:
             # The kernel drops a descriptor for which this process has no room left.
-            raise RingCorrupt("a parcel came without its descriptor: this process has too many files open")
-        return Segment.attach(fds[0])
+            raise OutOfSharedMemory("a parcel came without its descriptor: this process has too many files open")
+        try:
+            return Segment.attach(fds[0])
+        except (OSError, ValueError) as error:
+            raise OutOfSharedMemory(f"a parcel cannot be mapped: {error}") from None
 
     def close(self) -> None:
         self.bell.close()

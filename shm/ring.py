@@ -65,9 +65,10 @@ class Producer(Generic[Entry]):
         self._pack = _STRUCTS[kind].pack_into
 
     def try_push(self, entry: Entry) -> bool:
-        """Append `entry`; False when the ring is full. The caller rings the doorbell afterwards."""
+        """Append `entry`; False when the ring is full. The caller rings the doorbell afterwards. Raises `RingCorrupt`."""
         head = self._words[HEAD_AT // WORD]  # SYNC slot-free: pairs with Consumer.take
-        assert 0 <= self._tail - head <= RING_ENTRIES
+        if not 0 <= self._tail - head <= RING_ENTRIES:
+            raise RingCorrupt(f"the consumer says it took {head} entries of {self._tail}")
         if self._tail - head == RING_ENTRIES:
             return False
         self._pack(self._memory, self._entries_at + (self._tail & _MASK) * ENTRY_BYTES, *entry)
@@ -82,7 +83,7 @@ class Producer(Generic[Entry]):
 
     @property
     def taken_ns(self) -> int:
-        """When the consumer took the last of them (CLOCK_MONOTONIC); 0 before the first."""
+        """When the consumer took the last of them, or last said that it is at work (CLOCK_MONOTONIC); 0 before the first."""
         return self._words[STARTED_AT // WORD]
 
 
@@ -108,3 +109,7 @@ class Consumer(Generic[Entry]):
         self._words[STARTED_AT // WORD] = time.monotonic_ns()
         self._words[HEAD_AT // WORD] = self._head  # SYNC slot-free: pairs with Producer.try_push
         return entry
+
+    def touch(self) -> None:
+        """The consumer is at work, for somebody else: it has not forgotten what waits here."""
+        self._words[STARTED_AT // WORD] = time.monotonic_ns()

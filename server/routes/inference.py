@@ -6,6 +6,7 @@ connection.py answers them.
 """
 
 import asyncio
+import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,8 @@ class Inference:
     def __init__(self, table: RouteTable, request_bytes_max: int, timeouts: Timeouts) -> None:
         self.table = table
         self.timeouts = timeouts
+        # The rest of the descriptors is for lanes, links and parcels.
+        self.connections_max = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4)
         self.on_connections: Callable[[], None] | None = None  # called when one has ended
         self._request_bytes_max = request_bytes_max
         self.app: App = make_app("ringserve-inference", request_bytes_max, timeouts.header_s)

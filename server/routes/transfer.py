@@ -68,6 +68,8 @@ class BodyConnection(HttpProtocol):
         super().connection_made(transport)  # type: ignore[no-untyped-call]
         # Writing is paused as long as anything is left of what was written: memory that is being sent is let go at that moment.
         transport.set_write_buffer_limits(0, 0)
+        if len(self.connections) > self._inference.connections_max:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._body_timer is not None:
