@@ -19,7 +19,8 @@ class InferRequest(NamedTuple):
 
     `parts` is None for a plain body, else the fields of a form, and `body` is empty then; `placed` says where they lie in a form
     whose bytes come separately. `binary` asks a typed model for the bytes
-    of its output arrays instead of JSON. `timeout_ms` is how long the client waits for its answer; 0 does not say.
+    of its output arrays instead of JSON. `timeout_ms` is how long the client waits for its answer; 0 does not say. `deadline_ns` (CLOCK_MONOTONIC) is when
+    that is over, for a request whose body took time to come.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class InferRequest(NamedTuple):
     binary: bool = False
     timeout_ms: int = 0
     placed: Sequence[Part] | None = None
+    deadline_ns: int = 0
 
 
 class Source(Protocol):

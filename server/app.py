@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,8 @@ from time import monotonic
 from typing import Any
 
 from sanic import HTTPResponse, Sanic
+from sanic.compat import Header
+from sanic.exceptions import BadRequest as SanicBadRequest
 from sanic.exceptions import MethodNotAllowed as SanicMethodNotAllowed
 from sanic.exceptions import NotFound as SanicNotFound
 from sanic.exceptions import PayloadTooLarge, RequestCancelled, RequestTimeout, SanicException
@@ -83,6 +86,18 @@ class TorchServeErrors(ErrorHandler):
         return _response(error_body(error), error.http_status, request)
 
 
+# RFC 9112, section 5: no blank before the colon, no folded lines. Who reads a header that others do not see takes one request for two.
+_HEADER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00\r\n]*")
+
+
+def _check_head(head: bytes, headers: Header) -> None:
+    """What Sanic's parser lets pass and nobody should. Raises `SanicBadRequest`."""
+    if not all(map(_HEADER_LINE.fullmatch, head.split(b"\r\n")[1:])):
+        raise SanicBadRequest("Bad header line")
+    if not headers.getone("content-length", "0").isascii():
+        raise SanicBadRequest("Bad content-length")
+
+
 class SizedRequest(Request):
     """A request that is not told to continue with a body which is going to be refused."""
 
@@ -91,6 +106,8 @@ class SizedRequest(Request):
     def __init__(self, url_bytes: bytes, *args: Any, **more: Any) -> None:
         # The one that Sanic makes up to answer a head it could not read must not fail as the head did.
         made_up = more.get("method") == HEAD_NOT_PARSED
+        if not made_up:
+            _check_head(more["head"], more["headers"])
         super().__init__(b"*" if made_up else url_bytes, *args, **more)
 
     def take_body(self) -> bool:
@@ -193,7 +210,8 @@ def wind_down(server: AsyncioServer) -> int:
     left, now = 0, monotonic()
     for connection in list(server.connections):
         if _is_busy(connection):
-            connection.http.keep_alive = False
+            if connection.http is not None:
+                connection.http.keep_alive = False
         elif now - connection._time > UNUSED_S_MIN:
             connection.close_if_idle()
             continue
@@ -211,5 +229,7 @@ def close_idle(server: AsyncioServer) -> int:
 
 def _is_busy(connection: Any) -> bool:
     """Whether a request is on it, on Sanic's way or on the short one of routes/connection.py."""
+    if not connection._can_write.is_set():
+        return True  # something of an answer has not left
     http = connection.http
     return http is not None and (http.stage is not Stage.IDLE or getattr(connection, "in_flight", None) is not None)

@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringserve.protocol.errors import (
     DeadlineExceeded,
@@ -30,6 +29,7 @@ from ringserve.server.delivery import Delivery
 from ringserve.server.drain_rate import DrainRate
 from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
+from ringserve.server.limits import Limits
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
 from ringserve.server.slab_queue import SlabQueue
 from ringserve.shm.faults import reach
@@ -47,18 +47,6 @@ GONE_S_MAX = 1.0
 GIVE_BACK_S = 5.0
 # A shorter body is received elsewhere and copied: while it arrives, its row would part the batch.
 LANDED_BYTES_MIN = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """`queue_size` is `job_queue_size`; a request may wait for a worker and for its answer as long as the next two say, a worker
-    may take as long for a batch as the third (0: for ever). It serves so many front ends in turn."""
-
-    queue_size: int
-    queue_timeout_ms: int = 0
-    request_timeout_ms: int = 0
-    response_timeout_s: int = 0
-    front_ends: int = 1
 
 
 class Dispatcher:
@@ -118,6 +106,7 @@ class Dispatcher:
     def land(self, request: InferRequest, body_bytes: int, limit_bytes: int) -> Landing:
         """Where the body of a request is to be received. Raises as `submit` does, as far as that can be known before."""
         self.refuse()
+        request = self.limits.stamped(request)
         if body_bytes < LANDED_BYTES_MIN:
             return BufferLanding(body_bytes, request, self.submit)
         try:
@@ -134,7 +123,7 @@ class Dispatcher:
     def land_unknown(self, request: InferRequest, limit_bytes: int) -> Landing:
         """The same for a body whose length nobody has told."""
         self.refuse()
-        return GrowingLanding(limit_bytes, request, self.submit)
+        return GrowingLanding(limit_bytes, self.limits.stamped(request), self.submit)
 
     def refuse(self) -> None:
         """Raises `NoWorker` or `QueueFull` where it is plain now that a request would be refused: its body need not come."""
@@ -152,10 +141,10 @@ class Dispatcher:
         if request.binary:
             pending.binary = True
         limits = self.limits
-        timeout_ms = request.timeout_ms or limits.request_timeout_ms
+        timeout_ms = limits.patience_ms(request)
         if timeout_ms or limits.queue_timeout_ms:
             now_ns = time.monotonic_ns()
-            pending.deadline_ns = now_ns + timeout_ms * 1_000_000 if timeout_ms else 0
+            pending.deadline_ns = request.deadline_ns or (now_ns + timeout_ms * 1_000_000 if timeout_ms else 0)
             pending.wait_until_ns = now_ns + limits.queue_timeout_ms * 1_000_000 if limits.queue_timeout_ms else 0
         return pending
 

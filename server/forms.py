@@ -44,6 +44,8 @@ def cut(parts: Iterable[Part], data: bytes | bytearray | memoryview) -> list[For
 
 
 def _urlencoded(body: bytes) -> list[FormPart]:
+    if body.count(b"&") >= 2 * PARTS_MAX:  # before a list is made of them
+        raise BadRequest(f"Form: expected at most {PARTS_MAX} fields, got more.")
     pairs = [pair.partition(b"=") for pair in body.split(b"&") if pair]
     if len(pairs) > PARTS_MAX:
         raise BadRequest(f"Form: expected at most {PARTS_MAX} fields, got {len(pairs)}.")

@@ -10,6 +10,7 @@ Whoever reads asks for `memory`, writes there, and says how much with `advance`;
 waits, or `abandon` takes it back.
 """
 
+import mmap
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -27,12 +28,15 @@ SOCKET_TO_SLAB = os.environ.get("RINGSERVE_SOCKET_TO_SLAB") != "0"
 # A body of unknown length begins in this process and moves out when it has become this long.
 SPOOLED_BYTES_MIN = 256 << 10
 _PIECE_BYTES = 64 << 10
+_NOWHERE = memoryview(bytearray(_PIECE_BYTES))
 
 Submit = Callable[[InferRequest, Spool | None], Pending]
 
 
 class Landing(Protocol):
-    """One body."""
+    """One body, of which so many bytes have been written."""
+
+    received_bytes: int
 
     def memory(self) -> memoryview:
         """Where the next bytes go; never empty while bytes are expected. Raises `OutOfSharedMemory`."""
@@ -61,7 +65,7 @@ def copy_into(landing: Landing, data: bytes | bytearray | memoryview) -> None:
 class SlabLanding:
     """A row, one place for each of its inputs."""
 
-    __slots__ = ("_on_abandoned", "_on_landed", "_pending", "_place", "_rest")
+    __slots__ = ("_on_abandoned", "_on_landed", "_pending", "_place", "_rest", "received_bytes")
 
     def __init__(
         self,
@@ -75,12 +79,14 @@ class SlabLanding:
         self._place = self._rest.pop()
         self._on_landed = on_landed
         self._on_abandoned = on_abandoned
+        self.received_bytes = 0
 
     def memory(self) -> memoryview:
         return self._place
 
     def advance(self, count: int) -> None:
         self._place = self._place[count:]
+        self.received_bytes += count
         while not self._place and self._rest:
             self._place = self._rest.pop()
 
@@ -96,19 +102,23 @@ class SlabLanding:
 class BufferLanding:
     """A body of known length, in this process."""
 
-    __slots__ = ("_place", "_request", "_submit", "body")
+    __slots__ = ("_place", "_request", "_submit", "body", "received_bytes")
 
     def __init__(self, body_bytes: int, request: InferRequest | None = None, submit: Submit | None = None) -> None:
-        self.body = bytearray(body_bytes)
+        # Of a long body no page is taken before its bytes have come.
+        long = body_bytes >= SPOOLED_BYTES_MIN
+        self.body: bytearray | memoryview = memoryview(mmap.mmap(-1, body_bytes)) if long else bytearray(body_bytes)
         self._place = memoryview(self.body)
         self._request = request
         self._submit = submit
+        self.received_bytes = 0
 
     def memory(self) -> memoryview:
         return self._place
 
     def advance(self, count: int) -> None:
         self._place = self._place[count:]
+        self.received_bytes += count
 
     def commit(self) -> Pending:
         assert self._request is not None
@@ -181,7 +191,7 @@ class GrowingLanding:
 class FormLanding:
     """A multipart form of any length up to the limit: its parts are kept, and what is between them is not."""
 
-    __slots__ = ("_limit_bytes", "_parser", "_piece", "_received_bytes", "_request", "_spool", "_submit")
+    __slots__ = ("_limit_bytes", "_parser", "_piece", "_request", "_spool", "_submit", "received_bytes")
 
     def __init__(self, limit_bytes: int, request: InferRequest, submit: Submit) -> None:
         """Raises `BadRequest` when the request's content type names no boundary."""
@@ -191,15 +201,15 @@ class FormLanding:
         self._parser = FormParser(request.content_type, Buffer())
         self._spool: Spool | None = None
         self._piece = memoryview(bytearray(_PIECE_BYTES))
-        self._received_bytes = 0
+        self.received_bytes = 0
 
     def memory(self) -> memoryview:
         return self._piece
 
     def advance(self, count: int) -> None:
         """Raises `BodyTooLarge`, `BadRequest` or `OutOfSharedMemory`."""
-        self._received_bytes += count
-        if self._received_bytes > self._limit_bytes:
+        self.received_bytes += count
+        if self.received_bytes > self._limit_bytes:
             raise BodyTooLarge(too_large_text(self._limit_bytes))
         self._parser.feed(bytes(self._piece[:count]))
         store = self._parser.store
@@ -223,6 +233,27 @@ class FormLanding:
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+
+
+class NoLanding:
+    """A body that nobody will look at."""
+
+    __slots__ = ("received_bytes",)
+
+    def __init__(self) -> None:
+        self.received_bytes = 0
+
+    def memory(self) -> memoryview:
+        return _NOWHERE
+
+    def advance(self, count: int) -> None:
+        self.received_bytes += count
+
+    def commit(self) -> Pending:
+        raise AssertionError("what is thrown away is not waited for")
+
+    def abandon(self) -> None:
+        """Nothing was kept."""
 
 
 def too_large_text(limit_bytes: int) -> str:

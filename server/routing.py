@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from ringserve.server.batching import BatchPolicy
 from ringserve.server.control import ModelRoute, Routes, VersionRoute
-from ringserve.server.dispatch import Dispatcher, Limits
+from ringserve.server.dispatch import Dispatcher
+from ringserve.server.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)

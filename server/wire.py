@@ -24,6 +24,7 @@ _PLAIN_STARTS: dict[str | None, bytes] = {
     for kind in CONTENT_TYPES
 }
 JOINED_BYTES_MAX = 16_384
+BODILESS = (204, 304)  # these never have a body
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -63,6 +64,14 @@ def request_id(sent: str | None) -> str:
     return _next_uuid()
 
 
+def bodiless(answer: Answer) -> Answer:
+    """The answer without the body that its status forbids."""
+    if answer.source is None or answer.status not in BODILESS:
+        return answer
+    answer.source.close()
+    return answer._replace(source=None)
+
+
 def answer_buffers(answer: Answer, rid: str, *, keep_alive: bool, head_only: bool) -> tuple[bytes, ...]:
     """The whole response: one buffer, or head and body apart when joining them would cost more than a second buffer. Raises
     `PredictionFailed` for a status or header that HTTP cannot carry."""
@@ -70,7 +79,7 @@ def answer_buffers(answer: Answer, rid: str, *, keep_alive: bool, head_only: boo
     if start is None or answer.phrase:
         start = _status_and_headers(answer).encode("utf-8", "surrogateescape")
     connection = b"keep-alive" if keep_alive else b"close"
-    if answer.status in (204, 304):  # these never have a body
+    if answer.status in BODILESS:
         return (start + b"x-request-id: %b\r\nconnection: %b\r\n\r\n" % (rid.encode("ascii"), connection),)
     body = answer.body
     end = b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n"

@@ -20,7 +20,7 @@ from ringserve.server.landing import SOCKET_TO_SLAB, Landing
 from ringserve.server.routes.inference import HANDLER_HEADERS, TIMEOUT_HEADER, is_binary, timeout_ms
 from ringserve.server.routes.receiving import SizedBody
 from ringserve.server.routes.transfer import BodyConnection
-from ringserve.server.wire import answer_buffers, request_id, streamed_head
+from ringserve.server.wire import answer_buffers, bodiless, request_id, streamed_head
 
 START = b"POST /predictions/"
 
@@ -148,7 +148,7 @@ class PredictionConnection(BodyConnection):
                 request = request._replace(timeout_ms=timeout_ms(headers[_TIMEOUT].decode("latin-1")))
             if length:
                 landing = dispatcher.land(request, length, self.request_max_size)
-                self._begin_body(landing, body, length, request.timeout_ms)
+                self._begin_body(landing, body, length, dispatcher.limits.patience_ms(request))
             else:
                 self._await(dispatcher.submit(request))
         except Exception as error:  # noqa: BLE001 - whatever it was, the client gets an answer
@@ -187,7 +187,7 @@ class PredictionConnection(BodyConnection):
         if error is not None:
             self._refuse(error)
             return
-        answer = future.result()
+        answer = bodiless(future.result())
         if answer.source is not None:
             self._begin_source(answer)
             return
@@ -236,7 +236,7 @@ class PredictionConnection(BodyConnection):
             self.close()
         elif self.recv_buffer:
             self._data_received.set()  # wakes Sanic's task
-            if self.transport is not None:
+            if self.transport is not None and not self._eof:
                 self.transport.resume_reading()
 
     # ---- what Sanic asks of its connections
@@ -251,8 +251,10 @@ class PredictionConnection(BodyConnection):
         """A connection that waits for a model is not idle; one that sends its head byte by byte is not alive."""
         if self.in_flight is not None:
             self._time = monotonic()
-        elif self._http is not None and self._http.stage is Stage.REQUEST:
-            self._time = self._head_began_s
+        elif self._http is not None:
+            self._http.upgrade_websocket = False  # no clock of a connection ends for what a header says
+            if self._http.stage is Stage.REQUEST:
+                self._time = max(self._head_began_s, self.answered_s)
         super().check_timeouts()  # type: ignore[no-untyped-call]
 
     def close_if_idle(self) -> bool:

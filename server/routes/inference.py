@@ -31,11 +31,19 @@ from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, ma
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form, is_multipart, parse_form
 from ringserve.server.inflight import Pending
-from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, FormLanding, GrowingLanding, Landing, too_large_text
+from ringserve.server.landing import (
+    SOCKET_TO_SLAB,
+    BufferLanding,
+    FormLanding,
+    GrowingLanding,
+    Landing,
+    NoLanding,
+    too_large_text,
+)
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
 from ringserve.server.routes.transfer import HTTP_CONTINUE
 from ringserve.server.routing import RouteTable
-from ringserve.server.wire import answer_buffers, error_answer, request_id, streamed_head
+from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head
 
 PREFIX = "/predictions/"
 # How long a client waits for its answer, in milliseconds.
@@ -81,7 +89,7 @@ class Inference:
     async def serve(self, request: SizedRequest) -> None:
         """Answer one request on its connection; any HTTP method predicts, as in TorchServe."""
         if not request.path.startswith(PREFIX):
-            await self.app.handle_request(request)
+            await self._serve_other(request)
             return
         stream: Any = request.stream  # Sanic's Http; declared as its base
         connection = stream.protocol
@@ -91,10 +99,10 @@ class Inference:
             dispatcher, rest = self.table.paths.get(request.path) or self._find(request.path)
             seen = {} if dispatcher.typed else handler_headers(headers.items(), rest)
             limit_ms = timeout_ms(headers.getone(TIMEOUT_HEADER)) if TIMEOUT_HEADER in headers else 0
-            binary = is_binary(headers.getone("accept", "").encode())
+            binary = is_binary(headers.getone("accept", "").encode("utf-8", "surrogateescape"))
             content_type = headers.getone("content-type", "")
             wanted = InferRequest(rid, content_type, seen, b"", None, binary, limit_ms)
-            answer = await self._submitted(request, dispatcher, wanted)
+            answer = bodiless(await self._submitted(request, dispatcher, wanted))
             keep_alive = stream.keep_alive and answer.status < 400
             if answer.source is not None:
                 keep_alive = await self._send_source(request, answer, rid, keep_alive=keep_alive)
@@ -104,19 +112,40 @@ class Inference:
                 keep_alive = connection.put(buffers) and keep_alive
         except (RingServeError, SanicException) as error:
             keep_alive = False
-            # A client that still waits to be asked for its body sends none; another may be sending it.
-            unread = bool(stream.request_body) and not stream.expecting_continue
-            stream.expecting_continue, stream.request_body = False, None
-            refusal = self.refusal(error, request.path)
-            await _when_writable(connection)
-            connection.put(answer_buffers(refusal, rid, keep_alive=False, head_only=stream.head_only))
-            if unread:
-                ended = asyncio.Event()
-                connection.linger(ended.set)
-                await ended.wait()
+            await self._refuse(request, error, rid)
         stream.keep_alive = keep_alive
         stream.response_func = None
         stream.stage = Stage.IDLE
+
+    async def _serve_other(self, request: SizedRequest) -> None:
+        """The other routes look at no body. One that comes is read and thrown away, under the rules for bodies."""
+        stream: Any = request.stream
+        length: int = stream.request_bytes_left
+        if stream.request_body and (stream.request_body == "chunked" or length > len(stream.recv_buffer)):
+            try:
+                if length > self._request_bytes_max:
+                    raise BodyTooLarge(too_large_text(self._request_bytes_max))
+                await self._receive(stream, NoLanding(), length, 0)
+            except (RingServeError, SanicException) as error:
+                await self._refuse(request, error, request_id(request.headers.getone("x-request-id", None)))
+                stream.keep_alive, stream.response_func, stream.stage = False, None, Stage.IDLE
+                return
+        await self.app.handle_request(request)
+
+    async def _refuse(self, request: SizedRequest, error: BaseException, rid: str) -> None:
+        """The last answer of a connection."""
+        stream: Any = request.stream
+        connection = stream.protocol
+        # A client that still waits to be asked for its body sends none; another may be sending it.
+        unread = bool(stream.request_body) and not (stream.expecting_continue and not stream.recv_buffer)
+        stream.expecting_continue, stream.request_body = False, None
+        await _when_writable(connection)
+        buffers = answer_buffers(self.refusal(error, request.path), rid, keep_alive=False, head_only=stream.head_only)
+        connection.put(buffers)
+        if unread:
+            ended = asyncio.Event()
+            connection.linger(ended.set)
+            await ended.wait()
 
     async def _submitted(self, request: SizedRequest, dispatcher: Dispatcher, wanted: InferRequest) -> Answer:
         """Read the body, where there is one, and wait for the answer."""
@@ -137,21 +166,24 @@ class Inference:
         landing: Landing
         if is_multipart(wanted.content_type):
             dispatcher.refuse()
-            landing = FormLanding(limit, wanted, dispatcher.submit)
+            landing = FormLanding(limit, dispatcher.limits.stamped(wanted), dispatcher.submit)
         elif form:
             dispatcher.refuse()
+            wanted = dispatcher.limits.stamped(wanted)
             landing = GrowingLanding(limit) if chunked else BufferLanding(length)
         elif chunked:
             landing = dispatcher.land_unknown(wanted, limit)
         else:
             landing = dispatcher.land(wanted, length, limit)
-        await self._receive(stream, landing, length, wanted.timeout_ms)
+        await self._receive(stream, landing, length, dispatcher.limits.patience_ms(wanted))
         if form and not isinstance(landing, FormLanding):
             assert isinstance(landing, BufferLanding | GrowingLanding)
             return await self._enter(dispatcher, wanted, landing.body, form=True)
         return await landing.commit()
 
-    def _enter(self, dispatcher: Dispatcher, wanted: InferRequest, body: bytes | bytearray, *, form: bool) -> Pending:
+    def _enter(
+        self, dispatcher: Dispatcher, wanted: InferRequest, body: bytes | bytearray | memoryview, *, form: bool
+    ) -> Pending:
         parts = None
         if form:
             parts, body = parse_form(wanted.content_type, bytes(body)), b""

@@ -15,7 +15,7 @@ from sanic.exceptions import RequestCancelled
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-from ringserve.protocol.errors import BadRequest, DeadlineExceeded, RingServeError
+from ringserve.protocol.errors import BadRequest, DeadlineExceeded
 from ringserve.protocol.request import Source
 from ringserve.server.app import BODY_BYTES_PER_S_MIN
 from ringserve.server.landing import Landing
@@ -27,6 +27,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # How long a refused client may go on sending before the connection is closed under it.
 LINGER_S_MAX = 2.0
+FOREVER_S = 1e9
 # When to look whether a client that sends no more is still there, after the probe.
 PROBE_LOOKS_S = (0.02, 0.2, 1.0)
 _TCP_CLOSE = 7  # the first byte of TCP_INFO, when the other side has answered with a reset
@@ -47,6 +48,7 @@ class BodyConnection(HttpProtocol):
         "_reader",
         "_source",
         "_stall_timer",
+        "answered_s",
         "in_flight",
     )
 
@@ -63,6 +65,7 @@ class BodyConnection(HttpProtocol):
         self._framed = False
         self._on_sent: Callable[[bool], None] | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self.answered_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)  # type: ignore[no-untyped-call]
@@ -70,6 +73,10 @@ class BodyConnection(HttpProtocol):
         transport.set_write_buffer_limits(0, 0)
         if len(self.connections) > self._inference.connections_max:
             transport.abort()
+
+    def close(self, timeout: float | None = None) -> None:
+        """What is still to leave has as long as any answer: the stall clock cuts off who reads nothing."""
+        super().close(timeout=FOREVER_S if timeout is None else timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._body_timer is not None:
@@ -105,11 +112,10 @@ class BodyConnection(HttpProtocol):
         self._reader.begin(sink, self._body_ended)
         body_s_max, patience_s = self._body_s_max(length), patience_ms / 1000
         if 0 < patience_s < body_s_max:
-            late: RingServeError = DeadlineExceeded("The request did not arrive completely in its time.")
+            late = DeadlineExceeded("The request did not arrive completely in its time.")
             self._body_timer = self.loop.call_later(patience_s, self.refuse_body, late)
         else:
-            late = BadRequest("Body: the request did not arrive completely in time.", status=408)
-            self._body_timer = self.loop.call_later(body_s_max, self.refuse_body, late)
+            self._body_timer = self.loop.call_later(body_s_max, self._look_at_body, monotonic(), length)
         if transport is not None:
             if transport.get_protocol() is not self._reader:
                 transport.set_protocol(self._reader)
@@ -117,6 +123,16 @@ class BodyConnection(HttpProtocol):
 
     def _body_s_max(self, length: int) -> float:
         return float(self._inference.timeouts.body_s + length / BODY_BYTES_PER_S_MIN)
+
+    def _look_at_body(self, began_s: float, length: int) -> None:
+        """A body of unknown length has the time that what has come so far needs."""
+        landing = self._landing
+        received_bytes = 0 if length or landing is None else landing.received_bytes
+        left_s = began_s + self._body_s_max(received_bytes) - monotonic()
+        if received_bytes and left_s > 0:
+            self._body_timer = self.loop.call_later(left_s, self._look_at_body, began_s, length)
+        else:
+            self.refuse_body(BadRequest("Body: the request did not arrive completely in time.", status=408))
 
     def refuse_body(self, error: Exception) -> None:
         """Wait no longer for the body that is being received, if there is one."""
@@ -147,7 +163,7 @@ class BodyConnection(HttpProtocol):
         if transport is None or transport.is_closing():
             return False
         transport.writelines(buffers)
-        self._time = monotonic()  # the idle clock of the connection starts now
+        self._time = self.answered_s = monotonic()  # the idle clock of the connection starts now
         return True
 
     def send_source(self, head: bytes, source: Source, *, framed: bool, on_sent: Callable[[bool], None]) -> None:
@@ -184,7 +200,7 @@ class BodyConnection(HttpProtocol):
                 return
             on_sent, complete = self._on_sent, not source.broken
             self._drop_source()
-            self._time = monotonic()
+            self._time = self.answered_s = monotonic()
             if on_sent is not None:
                 on_sent(complete)
             return
@@ -246,19 +262,23 @@ class BodyConnection(HttpProtocol):
         that HTTP lets a server say at any time tells: a client that is gone resets the connection."""
         self._eof = True
         http = self.http
-        waits = self.in_flight is not None or (http is not None and http.stage in (Stage.HANDLER, Stage.RESPONSE))
+        woken = self._data_received.is_set()
+        unseen = woken and bool(self.recv_buffer)  # Sanic's task is about to look at it
+        starved = http is not None and bool(http.request_body) and not woken and self.in_flight is None
+        answering = http is not None and http.stage in (Stage.HANDLER, Stage.RESPONSE) and not starved
+        waits = self.in_flight is not None or unseen or answering
         receives = self._reader is not None and self._reader.sink is not None
         if not waits or receives or self.transport is None or self.transport.is_closing():
             return False
         request = None if http is None else http.request
         one_one = self.in_flight is not None or request is None or request.version == "1.1"
-        if self._source is None and one_one:
+        if self._source is None and one_one and not unseen:
             self.transport.write(HTTP_CONTINUE)
             for after_s in PROBE_LOOKS_S:
-                self.loop.call_later(after_s, self._look_whether_gone)
+                self.loop.call_later(after_s, self._look_whether_gone, after_s == PROBE_LOOKS_S[-1])
         return True
 
-    def _look_whether_gone(self) -> None:
+    def _look_whether_gone(self, again: bool) -> None:
         transport = self.transport
         if transport is None or transport.is_closing():
             return
@@ -269,6 +289,8 @@ class BodyConnection(HttpProtocol):
             return  # not TCP: it is not known
         if state == _TCP_CLOSE:
             transport.abort()
+        elif again:
+            self.loop.call_later(PROBE_LOOKS_S[-1], self._look_whether_gone, True)
 
     async def receive_more(self) -> None:
         if self._eof:

@@ -16,10 +16,11 @@ from ringserve.protocol.tensor import Signature
 from ringserve.server.batching import BatchPolicy
 from ringserve.server.budget import lane_shape
 from ringserve.server.chunks import PIECE, Piece, write_frame
-from ringserve.server.dispatch import Dispatcher, Limits
+from ringserve.server.dispatch import Dispatcher
 from ringserve.server.execution import wanted_rows
 from ringserve.server.inflight import Fill, Pending
 from ringserve.server.landing import Landing, SlabLanding, copy_into
+from ringserve.server.limits import Limits
 from ringserve.server.payloads import read_requests
 from ringserve.server.replies import (
     STATUS_CHUNK,
@@ -414,7 +415,8 @@ Scenario = Callable[[Stage], Awaitable[None]]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What the front end and the rings take for the time."""
     made = Clock()
-    for module in ("server.dispatch", "server.slab_queue", "server.inflight", "server.deadlines", "shm.ring"):
+    server = ("dispatch", "slab_queue", "inflight", "deadlines", "limits")
+    for module in (*(f"server.{name}" for name in server), "shm.ring"):
         monkeypatch.setattr(f"ringserve.{module}.time", made)
     return made
 

@@ -8,7 +8,8 @@ from ringserve.protocol.errors import NoWorker
 from ringserve.protocol.request import InferRequest
 from ringserve.server.batching import BatchPolicy
 from ringserve.server.control import ModelRoute, Routes, VersionRoute
-from ringserve.server.dispatch import Dispatcher, Limits
+from ringserve.server.dispatch import Dispatcher
+from ringserve.server.limits import Limits
 from ringserve.server.routing import RouteTable
 
 REQUEST = InferRequest("id", "", {}, b"")
