@@ -284,7 +284,10 @@ class Management:
             return answered
         if self.fleet is not None:
             pool.give_up_starting()
-            answered = await self.fleet.close_lanes(version, self._settings.unregister_model_timeout_s)
+            patience_s = self._settings.unregister_model_timeout_s
+            answered = await self.fleet.close_lanes(version, patience_s)
+            if not answered:
+                logger.warning("%s: requests were not answered within %d s; its workers end", version.name, patience_s)
         await pool.shrink(0)
         self._pools.pop(version.key, None)
         self._store.discard(version.unpacked)

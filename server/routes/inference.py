@@ -121,6 +121,8 @@ class Inference:
         """The other routes look at no body. One that comes is read and thrown away, under the rules for bodies."""
         stream: Any = request.stream
         length: int = stream.request_bytes_left
+        if stream.expecting_continue:  # it is not asked for
+            stream.expecting_continue, stream.request_body, stream.keep_alive = False, None, False
         if stream.request_body and (stream.request_body == "chunked" or length > len(stream.recv_buffer)):
             try:
                 if length > self._request_bytes_max:
