@@ -5,13 +5,14 @@ STRESS_S ?= 600
 FOLDERS := protocol shm backends server tools
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve test check bench stress docs clean
+.PHONY: help dev serve test test-small-shm check bench stress docs clean
 
 help:
 	@echo "make serve   install, build the sample archives, start the server on them, show a prediction"
 	@echo "make test    install, run every test"
 	@echo "make check   format, lint and strict types"
 	@echo "make bench   our server beside its own ceilings, as ratios"
+	@echo "make test-small-shm  every test with little and with no /dev/shm"
 	@echo "make stress  a real server under everything at once, for STRESS_S=600 seconds"
 	@echo "make docs    run the examples in README.md and docs/"
 	@echo "make dev     install into $(VENV), nothing else"
@@ -40,6 +41,11 @@ check: dev
 
 bench: dev
 	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+# As in a container with 64 MB of /dev/shm, and in one without any. Needs the right to mount.
+test-small-shm: dev
+	tests/in_small_shm.sh 64m $(BIN)/pytest -q
+	tests/in_small_shm.sh none $(BIN)/pytest -q
 
 stress: dev
 	$(BIN)/python tests/stress/stress.py --seconds $(STRESS_S) --front-ends 2 --workers 3 $(if $(SEED),--seed $(SEED))

@@ -125,6 +125,8 @@ class Inference:
             stream.expecting_continue, stream.request_body, stream.keep_alive = False, None, False
         if stream.request_body and (stream.request_body == "chunked" or length > len(stream.recv_buffer)):
             try:
+                # Raises where there is no such route: nobody need wait for that body.
+                self.app.router.get(request.path, request.method, request.headers.getone("host", None))
                 if length > self._request_bytes_max:
                     raise BodyTooLarge(too_large_text(self._request_bytes_max))
                 await self._receive(stream, NoLanding(), length, 0)
