@@ -252,10 +252,11 @@ class Watcher:
                     continue
 
     def growth(self) -> dict[int, float]:
-        """By front end, for those that lived for most of the time that was watched."""
+        """By front end, for those that lived for most of the time that was watched. Of what is the process' own: the pages of
+        lanes come and go with what is in flight, as far as the lanes are large."""
         longest = max(map(len, self.samples.values()), default=0)
         return {
-            pid: rss_growth([each.total for each in samples])
+            pid: rss_growth([each.total - each.shared for each in samples])
             for pid, samples in self.samples.items()
             if len(samples) > 0.9 * longest
         }

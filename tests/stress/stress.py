@@ -237,7 +237,7 @@ def render(outcome: Outcome) -> str:
     ]
     for pid, samples in sorted(outcome.resident.items()):
         growth = f"{outcome.rss_growth[pid]:+.1%}" if pid in outcome.rss_growth else "not watched for long enough"
-        lines.append(f"front end {pid}, MiB resident ({growth}): {memory_curve(samples)}")
+        lines.append(f"front end {pid}, MiB resident, beside shared memory {growth}: {memory_curve(samples)}")
     lines += [f"excused: {count} times {text}" for text, count in excuses(tally).most_common(EXCUSES_SHOWN)]
     shown = [*outcome.violations, *tally.violations][:60]
     lines += [f"VIOLATION: {violation}" for violation in shown]
