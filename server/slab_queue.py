@@ -55,16 +55,9 @@ class SlabQueue:
             pending.parcel, pending.request = spool, request
             self._early.append(pending)
             return
-        if spool is None:
-            try:
-                pending.payload = self._encoder.encode(request)
-            except BaseException:
-                self._admission.leave()
-                pending.state = OVER
-                raise
-        else:
+        if spool is not None:
             pending.parcel = spool
-            self._encode(pending, request)
+        self._encode(pending, request)
         if self._backlog or not self._place(pending):
             self._backlog.append(pending)
 
