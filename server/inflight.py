@@ -21,7 +21,7 @@ from ringserve.server.payloads import Payload
 from ringserve.server.sources import Frame, ReplyStream
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Slab
-from ringserve.shm.layout import ROW_CANCELLED, ROW_DEADLINE_NS, ROW_FLAGS, ROW_PARCEL_BYTES
+from ringserve.shm.layout import CACHE_LINE, ROW_CANCELLED, ROW_DEADLINE_NS, ROW_FLAGS, ROW_PARCEL_BYTES
 from ringserve.shm.link import CHUNK_CREDITS, FrontLink
 from ringserve.shm.ring import Completion
 from ringserve.shm.segment import Segment
@@ -292,7 +292,7 @@ class Fill:
             return
         left = self.slab.out_ready - self.out_used
         share = left if batch.count == others else left * batch.count // others
-        share -= share % 64 if batch.count != others else 0
+        share -= share % CACHE_LINE if batch.count != others else 0
         batch.out_at, batch.out_bytes = self.out_used, share
         self.out_used += share
 
@@ -305,12 +305,12 @@ class Fill:
                 continue
             pending.state = WAITING
             self.ready += 1
-            count += 1
             if pending.stream is not None:
                 pending.stream.break_off()  # no honest worker streams what it never began
             if pending.done():
-                count -= 1
                 self.punch(pending)
+            else:
+                count += 1
         return count
 
 

@@ -210,7 +210,7 @@ class SlabQueue:
                     return False
                 added = fill.try_add(pending, self._row_id)
                 assert added, "an empty slab takes any payload"
-            if len(fill.rows) == fill.capacity and not fill.holes:
+            if fill.is_full:
                 self._seal_open()
         except OutOfSharedMemory as error:
             self.drop(pending)
@@ -274,19 +274,18 @@ class SlabQueue:
                 fill.queued = False
             if batch is not None:
                 return batch
-        fill_or_none = self._open
-        if fill_or_none is None or not fill_or_none.ready:
+        opened = self._open
+        if opened is None or not opened.ready:
             return None
-        decision = self._policy.decide(fill_or_none.ready, fill_or_none.oldest_ns, outstanding, time.monotonic_ns())
+        decision = self._policy.decide(opened.ready, opened.oldest_ns, outstanding, time.monotonic_ns())
         if isinstance(decision, Hold):
             return None
         if isinstance(decision, WaitUntil):
             return decision
         self._open = None
-        batch = fill_or_none.take()
-        assert not fill_or_none.ready or fill_or_none.sealed
-        if fill_or_none.ready:
-            self._line_up(fill_or_none)
+        batch = opened.take()
+        if opened.ready:
+            self._line_up(opened)
         return batch
 
     def sent(self, batch: Batch) -> None:
@@ -296,10 +295,9 @@ class SlabQueue:
     def put_back(self, batch: Batch, *, was_sent: bool) -> None:
         """Its worker never began with it: it is the next to leave."""
         fill = batch.fill
-        gone = sum(1 for each in batch.rows if each is not None and each.done())
+        waiting = fill.put_back(batch)
         if was_sent:
-            self._admission.enter(batch.count - gone)
-        fill.put_back(batch)
+            self._admission.enter(waiting)
         if fill.ready and not fill.queued:
             fill.queued = True
             self._leaving.appendleft(fill)
