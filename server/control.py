@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ringserve.protocol.tensor import Signature
+from ringserve.server.repository.sections import Sample
 from ringserve.shm.layout import LaneShape
 
 logger = logging.getLogger("ringserve.control")
@@ -190,6 +191,10 @@ class LoadModel(Message, frozen=True):
     decode_input_request: bool
     limit_max_image_pixels: bool
     server_version: str
+    device: str = "cpu"
+    gpu_id: int | None = None
+    warmup: tuple[Sample, ...] = ()
+    max_requests: int = 0
 
 
 class LinkLane(Message, frozen=True):
@@ -197,6 +202,12 @@ class LinkLane(Message, frozen=True):
 
     shape: LaneShape
     signature: Signature
+
+
+class AskDescription(Message, frozen=True):
+    """What does the model say of itself? Answered with `Description`, between two batches."""
+
+    token: int
 
 
 class StopWorker(Message, frozen=True):
@@ -212,6 +223,13 @@ class Loaded(Message, frozen=True):
 
 class AtWork(Message, frozen=True):
     """Sent once, with the first batch it takes: this process is worth replacing at once when it dies."""
+
+
+class Description(Message, frozen=True):
+    """The JSON text of the handler's answer; None when it gave none."""
+
+    token: int
+    text: bytes | None
 
 
 class LoadFailed(Message, frozen=True):
@@ -234,8 +252,8 @@ ToFrontEnd = (
     | AskQueues
     | Drain
 )
-ToWorker = LoadModel | LinkLane | StopWorker
-WorkerMessage = Loaded | AtWork | LoadFailed
+ToWorker = LoadModel | LinkLane | AskDescription | StopWorker
+WorkerMessage = Loaded | AtWork | Description | LoadFailed
 
 _encode = msgspec.msgpack.Encoder().encode
 

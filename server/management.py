@@ -25,6 +25,7 @@ from ringserve.server.budget import cpu_count
 from ringserve.server.control import LoadModel, ModelRoute, VersionRoute
 from ringserve.server.description import describe_version, unsupported_keys
 from ringserve.server.fleet import Fleet
+from ringserve.server.placement import CPU
 from ringserve.server.pool import PoolHooks, WorkerPool, WorkerSlot
 from ringserve.server.registry import ModelVersion, Registry, ServingOptions
 from ringserve.server.repository.manifest import check_inside, usable_name
@@ -33,7 +34,6 @@ from ringserve.server.settings import Settings
 
 logger = logging.getLogger("ringserve.management")
 
-FIRST_WORKER_ID = 9000
 WORKERS_MAX = 1024
 BATCH_SIZE_MAX = 65_536
 
@@ -65,7 +65,7 @@ class Management:
         self._settings = settings
         self._store = store
         self._pools: dict[int, WorkerPool] = {}
-        self._worker_ids = itertools.count(FIRST_WORKER_ID)
+        self._worker_ids = itertools.count(settings.initial_worker_port)
         self._server_version = package_version("ringserve")
         self._tasks: set[asyncio.Task[None]] = set()
         self._removals: dict[int, asyncio.Task[bool]] = {}
@@ -167,6 +167,8 @@ class Management:
             decode_input_request=self._settings.decode_input_request,
             limit_max_image_pixels=self._settings.limit_max_image_pixels,
             server_version=self._server_version,
+            warmup=config.sections.warmup,
+            max_requests=config.sections.recycle.max_requests,
         )
 
     def _pool_hooks(self, version: ModelVersion) -> PoolHooks:
@@ -187,7 +189,15 @@ class Management:
             if self.fleet is not None:
                 await self.fleet.detach(version, slot.worker_id, self._settings.unregister_model_timeout_s)
 
-        return PoolHooks(on_ready, on_lost, detach, self._announce, lambda: str(next(self._worker_ids)))
+        return PoolHooks(
+            on_ready,
+            on_lost,
+            detach,
+            lambda: CPU,
+            lambda place: None,
+            self._announce,
+            lambda: str(next(self._worker_ids)),
+        )
 
     async def load_at_startup(self, entries: Iterable[str]) -> None:
         """`all`, `name=location` or `location`; one that fails is logged and skipped."""

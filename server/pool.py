@@ -9,11 +9,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from ringserve.protocol.errors import OutOfResources, RingServeError, WorkerStartFailed
 from ringserve.protocol.tensor import Signature
 from ringserve.server.budget import worker_threads
 from ringserve.server.control import AtWork, Loaded, LoadFailed, LoadModel, StopWorker, WorkerMessage
 from ringserve.server.lifecycle import FAILURES_TOLERATED, Event, State, retry_delay_s
+from ringserve.server.placement import Place
 from ringserve.server.process import ALLOCATOR, Child, oom_kills
 from ringserve.server.registry import ModelVersion
 
@@ -33,6 +36,7 @@ class WorkerSlot:
 
     def __init__(self, worker_id: str, label: str) -> None:
         self.worker_id = worker_id
+        self.place: Place | None = None  # decided before its first process starts, and kept
         self.label = label
         self.started_s = time.time()
         self.wanted = True
@@ -78,11 +82,13 @@ class WorkerSlot:
 class PoolHooks:
     """What the pool tells the rest of the supervisor. `on_ready` makes the links and may raise `RingServeError`;
     `on_lost(slot, status, cause)` follows the end of a worker that was linked; `detach` resolves when no front end will send
-    it anything more; `on_change` follows every change of what is ready."""
+    it anything more; `place` gives a new worker its device and may raise `RingServeError`, `leave` gives it back; `on_change` follows every change of what is ready."""
 
     on_ready: Callable[[WorkerSlot, Signature], None]
     on_lost: Callable[[WorkerSlot, int, str], None]
     detach: Callable[[WorkerSlot], Awaitable[None]]
+    place: Callable[[], Place]
+    leave: Callable[[Place], None]
     on_change: Callable[[], None]
     next_worker_id: Callable[[], str]
 
@@ -153,26 +159,39 @@ class WorkerPool:
         if not slot.wanted:
             return
         slot.loaded, slot.at_work, slot.load_error = False, False, None
+        try:
+            place = slot.place = slot.place or self._hooks.place()
+        except RingServeError as error:
+            self._failed(slot, error)
+            return
         child = slot.child = Child(slot.label, WorkerMessage)
         try:
             child.start(
                 "ringserve.server.worker",
-                self._environment(),
+                self._environment(place),
                 lambda message, fds: self._heard(slot, message),
                 lambda: self._exited(slot, child),
+                self.version.python,
             )
         except OSError as error:
             slot.child = None
             self._failed(slot, OutOfResources(f"No process could be started: {error}."))
             return
-        child.send(self._load)
+        child.send(msgspec.structs.replace(self._load, device=place.device, gpu_id=place.gpu_id))
         patience_s = self.version.options.startup_timeout_s
         slot.clock = asyncio.get_running_loop().call_later(patience_s, self._too_slow, slot, child)
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, place: Place) -> dict[str, str]:
         """The server's own, with this worker's share of the processors for the libraries that ask when imported."""
         threads = os.environ.get("OMP_NUM_THREADS") or str(worker_threads(len(self.slots)))
-        return {**dict.fromkeys(THREAD_VARIABLES, threads), **ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
+        visible = {} if place.visible is None else {"CUDA_VISIBLE_DEVICES": place.visible}
+        return {
+            **dict.fromkeys(THREAD_VARIABLES, threads),
+            **ALLOCATOR,
+            **os.environ,
+            **visible,
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def _too_slow(self, slot: WorkerSlot, child: Child) -> None:
         if child.state is State.STARTING:
@@ -253,6 +272,14 @@ class WorkerPool:
         return WorkerStartFailed(message, status=status)
 
     async def _stop(self, slot: WorkerSlot) -> None:
+        try:
+            await self._end(slot)
+        finally:
+            if slot.place is not None:
+                self._hooks.leave(slot.place)
+                slot.place = None
+
+    async def _end(self, slot: WorkerSlot) -> None:
         slot.cancel_clock()
         slot.settle(WorkerStartFailed("The worker was stopped before it had loaded."))
         child = slot.child

@@ -101,6 +101,7 @@ class Child:
         env: Mapping[str, str],
         on_message: Callable[[object, list[int]], None],
         on_exit: Callable[[], None],
+        python: str = sys.executable,
     ) -> None:
         """Start `python -P -m module CONTROL_FD`. Raises `OSError` when the process cannot be made."""
         ours, theirs = channel_pair()
@@ -108,7 +109,7 @@ class Child:
             try:
                 # A process group of its own: Ctrl-C in a terminal reaches the supervisor alone, which stops in order.
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+                    [python, "-P", "-m", module, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

@@ -3,6 +3,7 @@
 Pure bookkeeping, in the supervisor alone. Sentences are TorchServe's (contract sections 1.8, 2.2-2.8).
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ class ModelVersion:
     min_workers: int = 0
     max_workers: int = 0
     signature: Signature | None = None
+    python: str = sys.executable  # of its workers: one with the packages it requires
 
 
 @dataclass(slots=True)

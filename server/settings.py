@@ -6,11 +6,13 @@ reported by name with its line, never silently dropped.
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 
 class ConfigError(Exception):
@@ -55,6 +57,17 @@ class Settings:
     enable_model_api: bool = False
     disable_token_authorization: bool = False
     snapshots: bool = True
+    model_control_mode: str = "auto"
+    repository_poll_s: int = 5
+    allowed_urls: tuple[str, ...] = ()  # regular expressions; none: no remote sources
+    use_env_allowed_urls: bool = False
+    install_py_dep_per_model: bool = False
+    cache_dir: Path | None = None
+    number_of_gpu: int | None = None  # None: as many as there are
+    initial_worker_port: int = 9000  # the first worker's id
+    model_defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # `models` of config.properties (contract section 7.6)
     warnings: tuple[str, ...] = ()
 
 
@@ -80,18 +93,27 @@ _HONOURED = {
     "limit_max_image_pixels": "limit_max_image_pixels",
     "enable_model_api": "enable_model_api",
     "disable_token_authorization": "disable_token_authorization",
+    "model_control_mode": "model_control_mode",
+    "repository_poll_s": "repository_poll_s",
+    "allowed_urls": "allowed_urls",
+    "use_env_allowed_urls": "use_env_allowed_urls",
+    "install_py_dep_per_model": "install_py_dep_per_model",
+    "cache_dir": "cache_dir",
+    "number_of_gpu": "number_of_gpu",
+    "initial_worker_port": "initial_worker_port",
+    "models": "model_defaults",
 }
 # TorchServe's other keys: a file that works there is no mistake here, but it is told what does not apply yet.
 _NOT_YET_HONOURED = """
 metrics_address grpc_inference_address grpc_management_address grpc_inference_port grpc_management_port
 grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms
 grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms enable_grpc_ssl
-workflow_store models model_snapshot number_of_gpu number_of_netty_threads netty_client_threads enable_envvars_config
-token_expiration_min allowed_urls use_env_allowed_urls install_py_dep_per_model blacklist_env_vars service_envelope
+workflow_store model_snapshot number_of_netty_threads netty_client_threads enable_envvars_config
+token_expiration_min blacklist_env_vars service_envelope
 default_service_handler prefer_direct_buffer async_logging enable_metrics_api metrics_mode metrics_config
 model_metrics_auto_detect disable_system_metrics metric_time_interval system_metrics_cmd keystore keystore_pass
 keystore_type private_key_file certificate_file cors_allowed_origin cors_allowed_methods cors_allowed_headers
-initial_worker_port initial_distribution_port ipex_enable ipex_gpu_enable cpu_launcher_enable cpu_launcher_args
+initial_distribution_port ipex_enable ipex_gpu_enable cpu_launcher_enable cpu_launcher_args
 cpp_log_config ts_open_inference_protocol ts_header_key_sequence_id ts_header_key_sequence_start
 ts_header_key_sequence_end debug model_server_home use_native_io io_ratio vmargs plugins_path NUM_WORKERS
 """
@@ -108,7 +130,12 @@ _AT_LEAST = {
     "unregister_model_timeout": 0,
     "max_request_size": 1,
     "max_response_size": 1,
+    "repository_poll_s": 1,
+    "number_of_gpu": 0,
+    "initial_worker_port": 0,
 }
+# `auto` is `watch` when everything in the folder is to be served (`--models all`, or no model store named at all), else `none`.
+MODEL_CONTROL_MODES = ("auto", "none", "watch", "poll", "explicit")
 INT_MAX = 2**31 - 1
 FRONT_ENDS_MAX = 256
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
@@ -201,10 +228,14 @@ def _expanded(value: str, environ: Mapping[str, str], where: str) -> str:
 
 
 def _value(field: str, key: str, text: str, where: str) -> Any:
-    if field == "model_store":
+    if field in ("model_store", "cache_dir"):
         return Path(text)
-    if field == "models":
+    if field in ("models", "allowed_urls"):
         return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+    if field == "model_defaults":
+        return _model_defaults(text, where)
+    if field == "model_control_mode":
+        return _choice(text, MODEL_CONTROL_MODES, where)
     default = getattr(Settings(), field)
     if isinstance(default, Address):
         return parse_address(text, where, default.port)
@@ -215,6 +246,22 @@ def _value(field: str, key: str, text: str, where: str) -> Any:
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not _AT_LEAST[key] <= int(text) <= INT_MAX:
         raise ConfigError(f"{where}: expected a whole number from {_AT_LEAST[key]} to {INT_MAX}, got {text!r}")
     return int(text)
+
+
+def _choice(text: str, accepted: Sequence[str], where: str) -> str:
+    if text not in accepted:
+        raise ConfigError(f"{where}: expected one of {', '.join(accepted)}, got {text!r}")
+    return text
+
+
+def _model_defaults(text: str, where: str) -> dict[str, Any]:
+    """`{"model": {"version": {"batchSize": 4, ...}}}`."""
+    try:
+        models = msgspec.json.decode(text, type=dict[str, dict[str, dict[str, Any]]])
+    except msgspec.MsgspecError as error:
+        expected = "a JSON object of models, each an object of versions, each an object of settings"
+        raise ConfigError(f"{where}: expected {expected}: {error}") from None
+    return models
 
 
 def parse_address(text: str, where: str, default_port: int) -> Address:

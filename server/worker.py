@@ -191,6 +191,8 @@ def _model_of(message: LoadModel) -> LoadedModel:
         decode_input_request=message.decode_input_request,
         limit_max_image_pixels=message.limit_max_image_pixels,
         server_version=message.server_version,
+        device=message.device,
+        gpu_id=message.gpu_id,
     )
 
 

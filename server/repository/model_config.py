@@ -1,7 +1,7 @@
 """model-config.yaml: how a model wants to be served.
 
 TorchServe's keys keep its leniency: a value of the wrong type is logged and counts as unset. Our own keys (`backend`,
-`batching`, `inputs`, `outputs`) are refused when wrong, since a typo in them would change what clients receive.
+`batching`, `inputs`, `outputs`, and those of sections.py) are refused when wrong, since a typo in them would change what clients receive.
 """
 
 import logging
@@ -14,6 +14,7 @@ import msgspec
 from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature
 from ringserve.server.repository.config_yaml import read_mapping
+from ringserve.server.repository.sections import Sections, parse_sections
 from ringserve.server.repository.signature import parse_signature
 
 BACKENDS = ("handler", "torchscript", "python")
@@ -46,7 +47,9 @@ class ModelConfig(msgspec.Struct, frozen=True):
     client_timeout_ms: int = 0
     backend: str = "handler"
     batching: str = "adaptive"
+    use_venv: bool = False
     signature: Signature = Signature()
+    sections: Sections = Sections()
     raw: dict[str, Any] = {}
 
     @property
@@ -80,7 +83,9 @@ def parse_model_config(raw: dict[str, Any], file_name: str = "model-config.yaml"
         client_timeout_ms=keys.from_zero("clientTimeoutInMills", 0),
         backend=_choice(raw, "backend", BACKENDS, file_name),
         batching=_choice(raw, "batching", BATCHINGS, file_name),
+        use_venv=keys.flag("useVenv"),
         signature=parse_signature(raw, file_name),
+        sections=parse_sections(raw, file_name),
         raw=raw,
     )
 
@@ -133,6 +138,12 @@ class _LenientKeys:
             return tuple(value)
         self._warn("deviceIds", "a list of device numbers", value)
         return None
+
+    def flag(self, key: str) -> bool:
+        value = self._raw.get(key)
+        if value is not None and not isinstance(value, bool):
+            self._warn(key, "true or false", value)
+        return value is True
 
     def _integer(self, key: str) -> int | None:
         value = self._raw.get(key)
