@@ -5,10 +5,12 @@
     │   ├── BadRequest              400
     │   ├── InvalidModel            400   an archive that cannot be served
     │   ├── DownloadFailed          400
+    │   ├── ModelError              400   what the model requires cannot be installed
     │   ├── InvalidVersionUse       403   removing a default version that still has siblings
     │   ├── NotFound                404
     │   │   ├── ModelNotFound       404
-    │   │   └── VersionNotFound     404
+    │   │   ├── VersionNotFound     404
+    │   │   └── WorkflowNotFound    404
     │   ├── MethodNotAllowed        405
     │   ├── Conflict                409
     │   └── BodyTooLarge            413
@@ -68,6 +70,12 @@ class DownloadFailed(ClientError):
     type, code = "DownloadArchiveException", "download_failed"
 
 
+class ModelError(ClientError):
+    """The Python environment that the model requires could not be made."""
+
+    type, code = "ModelException", "model_error"
+
+
 class InvalidVersionUse(ClientError):
     """The operation is not allowed on this version."""
 
@@ -86,6 +94,10 @@ class ModelNotFound(NotFound):
 
 class VersionNotFound(NotFound):
     type, code = "ModelVersionNotFoundException", "version_not_found"
+
+
+class WorkflowNotFound(NotFound):
+    type, code = "WorkflowNotFoundException", "workflow_not_found"
 
 
 class MethodNotAllowed(ClientError):

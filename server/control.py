@@ -52,8 +52,8 @@ class ServeHttp(Message, frozen=True):
 
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     """How a front end treats one model version; `key` is the supervisor's number for it, never reused. `serviceable` is
-    false when no worker runs, starts or is about to be restarted. The last two are how long a request may wait for a worker,
-    and for its answer; 0 is for ever."""
+    false when no worker runs, starts or is about to be restarted. The timeouts are how long a request may wait for a worker,
+    and for its answer; 0 is for ever. `settled`: its first workers have all loaded, or one has failed to."""
 
     key: int
     model: str
@@ -66,6 +66,9 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     response_timeout_s: int
     queue_timeout_ms: int = 0
     request_timeout_ms: int = 0
+    min_workers: int = 0
+    ready_workers: int = 0
+    settled: bool = True
 
 
 class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
@@ -74,11 +77,15 @@ class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Routes(Message, frozen=True):
-    """Everything that can be asked for, as one immutable table; answered with `Applied`. `healthy` is what /ping says."""
+    """Everything that can be asked for, as one immutable table; answered with `Applied`. `healthy` is what /ping says, `started`
+    whether all that was asked for at start-up has been loaded or refused. `beside` are versions that are being loaded and
+    cannot be asked for yet: their lanes open before they take over."""
 
     epoch: int
     healthy: bool
     models: dict[str, ModelRoute]
+    started: bool = True
+    beside: tuple[VersionRoute, ...] = ()
 
 
 class ShareQueue(Message, frozen=True):

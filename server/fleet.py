@@ -35,7 +35,6 @@ from ringserve.server.control import (
     FrontEndReady,
     LaneClosed,
     LinkLane,
-    ModelRoute,
     OpenLane,
     Queues,
     Routes,
@@ -88,10 +87,10 @@ class FrontEndSlot:
 
 @dataclass(frozen=True, slots=True)
 class FleetHooks:
-    """What the fleet asks of the rest of the supervisor. `routes` is what can be asked for now and whether all is well;
+    """What the fleet asks of the rest of the supervisor. `routes` is what can be asked for now, of no epoch yet;
     `ready_workers` lists who must be linked to a fresh front end; `on_stuck(version key, worker id)`."""
 
-    routes: Callable[[], tuple[bool, dict[str, ModelRoute]]]
+    routes: Callable[[], Routes]
     ready_workers: Callable[[], Iterable[tuple[ModelVersion, WorkerSlot]]]
     on_stuck: Callable[[int, str], None]
 
@@ -300,13 +299,13 @@ class Fleet:
 
     def _send_routes(self, slots: Sequence[FrontEndSlot], epoch: int) -> None:
         """What can be asked for; before it, the queue pages of versions that are new to a front end."""
-        healthy, models = self._hooks.routes()
-        keys = [route.key for model in models.values() for route in model.versions.values()] if self._count > 1 else []
+        routes = msgspec.structs.replace(self._hooks.routes(), epoch=epoch)
+        known = [*(each for model in routes.models.values() for each in model.versions.values()), *routes.beside]
         for slot in slots:
-            for key in keys:
-                if key not in slot.shared:
-                    self._share_queue(slot, key)
-            slot.child.send(Routes(epoch, healthy, models))
+            for route in known if self._count > 1 else ():
+                if route.key not in slot.shared:
+                    self._share_queue(slot, route.key)
+            slot.child.send(routes)
 
     def _share_queue(self, slot: FrontEndSlot, key: int) -> None:
         slot.shared.add(key)

@@ -40,13 +40,17 @@ class ModelVersion:
     min_workers: int = 0
     max_workers: int = 0
     signature: Signature | None = None
+    scaled: bool = False  # its numbers of workers were changed by the API: a replacement takes them over
     python: str = sys.executable  # of its workers: one with the packages it requires
 
 
 @dataclass(slots=True)
 class RegisteredModel:
+    """`pinned`: somebody chose the default version, so that a newer one does not become it by itself."""
+
     default_version: str
     versions: dict[str, ModelVersion] = field(default_factory=dict)
+    pinned: bool = False
 
 
 class Registry:
@@ -68,6 +72,22 @@ class Registry:
         elif version.version in model.versions:
             raise Conflict(f"Model version {version.version} is already registered for model {version.name}")
         model.versions[version.version] = version
+
+    def replace(self, old: ModelVersion | None, new: ModelVersion) -> None:
+        """Put `new` where `old` was, or where nothing is. The default moves along. Raises `Conflict` when something else has the
+        place."""
+        if old is None or not self.holds(old):
+            self.add(new)
+            return
+        model = self.models[old.name]
+        if old.name != new.name or (old.version != new.version and new.version in model.versions):
+            raise Conflict(f"Model version {new.version} is already registered for model {new.name}")
+        was_default = model.default_version == old.version
+        del model.versions[old.version]
+        model.versions[new.version] = new
+        if was_default:
+            model.default_version = new.version
+            model.pinned = model.pinned and old.version == new.version
 
     def find(self, name: str, version: str | None = None) -> ModelVersion:
         """The named version, or the default one. Raises `ModelNotFound`, `VersionNotFound`."""
@@ -102,13 +122,14 @@ class Registry:
         if not model.versions:
             del self.models[version.name]
         elif model.default_version == version.version:
-            model.default_version = next(iter(model.versions))
+            model.default_version, model.pinned = next(iter(model.versions)), False
 
-    def set_default(self, name: str, version: str) -> None:
+    def set_default(self, name: str, version: str, *, pin: bool = True) -> None:
+        """Raises `ModelNotFound`, `VersionNotFound`."""
         model = self._model(name)
         if version not in model.versions:
             raise VersionNotFound(f"Model version {version} does not exist for model {name}")
-        model.default_version = version
+        model.default_version, model.pinned = version, pin
 
     def defaults(self) -> list[ModelVersion]:
         """The default versions, sorted by model name."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ringserve.server.batching import BatchPolicy
 from ringserve.server.control import ModelRoute, Routes, VersionRoute
 from ringserve.server.dispatch import Dispatcher
+from ringserve.server.health import Health
 from ringserve.server.limits import Limits
 
 
@@ -24,9 +25,12 @@ class RouteTable:
 
     front_ends: int = 1
     healthy: bool = True
+    started: bool = False
+    draining: bool = False
     paths: dict[str, tuple[Dispatcher, str]] = field(default_factory=dict)
     models: dict[str, ModelTargets] = field(default_factory=dict)
     dispatchers: dict[int, Dispatcher] = field(default_factory=dict)
+    routes: dict[str, ModelRoute] = field(default_factory=dict)
 
     def apply(self, routes: Routes, on_new: Callable[[int, Dispatcher], None]) -> None:
         """Make the table say what `routes` says; `on_new` is told of every version seen for the first time."""
@@ -36,18 +40,27 @@ class RouteTable:
             for version, dispatcher in model.versions.items():
                 paths[f"/predictions/{name}/{version}"] = (dispatcher, "")
             paths[f"/predictions/{name}"] = (model.versions[model.default_version], "")
-        self.healthy, self.models, self.paths = routes.healthy, models, paths
+        for route in routes.beside:
+            self._dispatcher(route, on_new)
+        self.healthy, self.started = routes.healthy, routes.started
+        self.models, self.paths, self.routes = models, paths, routes.models
+
+    @property
+    def health(self) -> Health:
+        """What probes of this front end are told."""
+        return Health(self.routes, self.started, self.draining)
 
     def _targets(self, route: ModelRoute, on_new: Callable[[int, Dispatcher], None]) -> ModelTargets:
-        versions = {}
-        for version, described in route.versions.items():
-            dispatcher = self.dispatchers.get(described.key)
-            if dispatcher is None:
-                dispatcher = self.dispatchers[described.key] = _dispatcher(described, self.front_ends)
-                on_new(described.key, dispatcher)
-            dispatcher.set_serviceable(described.serviceable)
-            versions[version] = dispatcher
+        versions = {version: self._dispatcher(each, on_new) for version, each in route.versions.items()}
         return ModelTargets(route.default_version, versions)
+
+    def _dispatcher(self, route: VersionRoute, on_new: Callable[[int, Dispatcher], None]) -> Dispatcher:
+        dispatcher = self.dispatchers.get(route.key)
+        if dispatcher is None:
+            dispatcher = self.dispatchers[route.key] = _dispatcher(route, self.front_ends)
+            on_new(route.key, dispatcher)
+        dispatcher.set_serviceable(route.serviceable)
+        return dispatcher
 
 
 def _dispatcher(route: VersionRoute, front_ends: int) -> Dispatcher:

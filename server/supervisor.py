@@ -103,6 +103,7 @@ class Supervisor:
         sweep_names()
         work_dir = make_work_dir(Path(tempfile.gettempdir()))
         management = Management(settings, ModelStore(settings.model_store, work_dir))
+        versions = management.versions
         front_ends = settings.frontends or front_ends_default()
         first = ServeHttp(
             settings.max_request_size,
@@ -112,11 +113,11 @@ class Supervisor:
             settings.write_timeout_s,
             front_ends,
         )
-        hooks = FleetHooks(management.routes, management.ready_workers, management.kill_stuck)
+        hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
         fleet = Fleet(inference, first, settings.max_response_size, hooks)
         try:
             await management.load_at_startup(settings.models)
-            management.fleet = fleet
+            versions.fleet = fleet
             logger.info("front ends: %d", front_ends)
             await fleet.start(front_ends)
             routes = ManagementRoutes(management, settings.max_request_size)
@@ -147,7 +148,7 @@ class Supervisor:
 
     async def _stop_in_order(self, fleet: Fleet, management: Management) -> None:
         await fleet.stop(DRAIN_S)
-        await management.stop_workers()
+        await management.versions.stop()
 
     def _stop_requested(self) -> None:
         if self._stop_asked.is_set():

@@ -24,21 +24,24 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise InvalidModel(f"{path.name} cannot be read: {error.strerror}") from error
     if len(text) > FILE_BYTES_MAX:
         raise InvalidModel(f"{path.name}: expected at most {FILE_BYTES_MAX} bytes, got more")
+    return parse_mapping(text, path.name)
+
+
+def parse_mapping(text: bytes, name: str) -> dict[str, Any]:
+    """The mapping that is the text of `name`, bounded as files are. Raises `InvalidModel` with the line of the mistake."""
     try:
-        return _parse(text, path.name)
+        return _parse(text, name)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise InvalidModel(
-            f"{path.name}{line}: expected YAML, got an error: {error.problem or error.context}"
-        ) from error
+        raise InvalidModel(f"{name}{line}: expected YAML, got an error: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         number = text.count(b"\n", 0, error.position) + 1
-        raise InvalidModel(f"{path.name}, line {number}: expected YAML text, got {error.reason}") from error
+        raise InvalidModel(f"{name}, line {number}: expected YAML text, got {error.reason}") from error
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
-        raise InvalidModel(f"{path.name}: expected YAML, got an error: {error}") from error
+        raise InvalidModel(f"{name}: expected YAML, got an error: {error}") from error
     except RecursionError as error:
-        raise InvalidModel(f"{path.name}: expected YAML of moderate depth, got too many nested values") from error
+        raise InvalidModel(f"{name}: expected YAML of moderate depth, got too many nested values") from error
 
 
 def _parse(text: bytes, file_name: str) -> dict[str, Any]:

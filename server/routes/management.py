@@ -4,6 +4,7 @@ Values that are not numbers count as not given, as in TorchServe; parameters com
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -12,9 +13,11 @@ import orjson
 from sanic import HTTPResponse
 from sanic.request import Request
 
-from ringserve.protocol.errors import BadRequest
+from ringserve.protocol.errors import BadRequest, InvalidModel, WorkflowNotFound
 from ringserve.server.app import App, json_response, make_app
-from ringserve.server.management import Management, Registration
+from ringserve.server.management import IN_BACKGROUND, SCALING, Management
+from ringserve.server.registration import Registration
+from ringserve.server.repository.config_yaml import FILE_BYTES_MAX, parse_mapping
 
 logger = logging.getLogger("ringserve.management")
 
@@ -31,12 +34,7 @@ class Parameters:
             name: values[-1] for name, values in request.get_args(keep_blank_values=True).items()
         }
         if request.headers.getone("content-type", "").partition(";")[0].strip() == "application/json" and request.body:
-            try:
-                self._values = orjson.loads(request.body)
-            except orjson.JSONDecodeError as error:
-                raise BadRequest(
-                    f"Body: expected a JSON object, got a document that does not parse: {error}."
-                ) from None
+            self._values = _json(request.body)
             if not isinstance(self._values, dict):
                 raise BadRequest(f"Body: expected a JSON object, got {type(self._values).__name__}.")
 
@@ -55,6 +53,17 @@ class Parameters:
         """Anything but `true`, in any case, is false."""
         value = self._values.get(name)
         return default if value is None else str(value).lower() == "true"
+
+
+def _json(body: bytes) -> Any:
+    """TorchServe's parser also takes single quotes and names without any. Raises `BadRequest`."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if body.lstrip().startswith(b"{") and len(body) <= FILE_BYTES_MAX:
+            with contextlib.suppress(InvalidModel):
+                return parse_mapping(body, "Body")
+        raise BadRequest(f"Body: expected a JSON object, got a document that does not parse: {error}.") from None
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
@@ -85,6 +94,11 @@ class ManagementRoutes:
             self.app.add_route(self._describe, path, methods=["GET"], name=f"describe-{name}", unquote=True)
             self.app.add_route(self._scale, path, methods=["PUT"], name=f"scale-{name}", unquote=True)
             self.app.add_route(self._unregister, path, methods=["DELETE"], name=f"unregister-{name}", unquote=True)
+        path = "/models/<model:str>/<version:str>/set-default"
+        self.app.add_route(self._set_default, path, methods=["PUT"], name="set-default", unquote=True)
+        self.app.add_route(self._list_workflows, "/workflows", methods=["GET"], unquote=True)
+        self.app.add_route(self._register_workflow, "/workflows", methods=["POST"], unquote=True)
+        self.app.add_route(self._workflow, "/workflows/<workflow:str>", methods=["GET", "DELETE"], unquote=True)
 
     async def _register(self, request: Request) -> HTTPResponse:
         parameters = Parameters(request)
@@ -103,6 +117,7 @@ class ManagementRoutes:
             response_timeout_s=parameters.integer("response_timeout"),
             startup_timeout_s=parameters.integer("startup_timeout"),
             queue_timeout_s=parameters.integer("queue_timeout"),
+            s3_sse_kms=parameters.flag("s3_sse_kms", False),
         )
         status = await _to_its_end(self._management.register(wanted))
         return json_response({"status": status}, _status_code(status), request)
@@ -114,7 +129,8 @@ class ManagementRoutes:
         return json_response(page, 200, request)
 
     async def _describe(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
-        return json_response(await self._management.describe(model, version), 200, request)
+        customized = Parameters(request).flag("customized", False)
+        return json_response(await self._management.describe(model, version, customized=customized), 200, request)
 
     async def _scale(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
         parameters = Parameters(request)
@@ -133,10 +149,25 @@ class ManagementRoutes:
         status = await _to_its_end(self._management.unregister(model, version))
         return json_response({"status": status}, 200, request)
 
+    async def _set_default(self, request: Request, model: str, version: str) -> HTTPResponse:
+        return json_response({"status": await self._management.set_default(model, version)}, 200, request)
+
+    # Workflows: TorchServe's last release took them, its successor refuses them for good (contract section 16). What clients ask
+    # about them has an answer.
+
+    async def _list_workflows(self, request: Request) -> HTTPResponse:
+        return json_response({"workflows": []}, 200, request)
+
+    async def _register_workflow(self, request: Request) -> HTTPResponse:
+        raise BadRequest("Workflows are not supported: register the models and call them one after the other.")
+
+    async def _workflow(self, request: Request, workflow: str) -> HTTPResponse:
+        raise WorkflowNotFound(f"Workflow not found: {workflow}")
+
 
 def _status_code(status: str) -> int:
-    """Work that goes on in the background is 202."""
-    return 202 if status == "Processing worker updates..." else 200
+    """Work that goes on in the background is 202; workers that were there and are not any more make it 206."""
+    return {IN_BACKGROUND: 202, SCALING: 206}.get(status, 200)
 
 
 def _runtime(word: str | None) -> str | None:

@@ -14,12 +14,14 @@ from ringserve.server.control import (
     FDS_MAX,
     PACKET_BYTES_MAX,
     Applied,
+    AskDescription,
     AskQueues,
     AttachWorker,
     AtWork,
     Channel,
     CloseLane,
     ControlClosed,
+    Description,
     Detached,
     DetachWorker,
     Drain,
@@ -56,7 +58,7 @@ MANIFEST: dict[str, object] = {"model": {"modelName": "m", "list": [1, 2.5, None
 # What may arrive where, and one example of each.
 MESSAGES: list[tuple[object, Message]] = [
     (ToFrontEnd, ServeHttp(6_553_500, "0.1.0", 60, 120, 60, 2)),
-    (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})})),
+    (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})}, False, (ROUTE,))),
     (ToFrontEnd, ShareQueue(1, 0)),
     (ToFrontEnd, OpenLane(1, SHAPE, SIGNATURE)),
     (ToFrontEnd, AttachWorker(1, "9000")),
@@ -73,9 +75,11 @@ MESSAGES: list[tuple[object, Message]] = [
     (FrontEndMessage, Queues(7, {1: 0, 2: 99})),
     (ToWorker, LoadModel("m", "1", "/d", "python", "h:f", MANIFEST, {}, SIGNATURE, 8, 99, True, False, "0.1.0")),
     (ToWorker, LinkLane(SHAPE, Signature())),
+    (ToWorker, AskDescription(3)),
     (ToWorker, StopWorker()),
     (WorkerMessage, Loaded(SIGNATURE)),
     (WorkerMessage, AtWork()),
+    (WorkerMessage, Description(3, b"{}")),
     (WorkerMessage, LoadFailed("no such file", False)),
 ]
 Pair = tuple[Channel, Channel]

@@ -1,0 +1,140 @@
+"""From what somebody asked for, what the archive says and the defaults to a model version (contract sections 2.2, 7.6, 9.4)."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ringserve.protocol.errors import BadRequest, InvalidModel
+from ringserve.server.budget import cpu_count
+from ringserve.server.description import unsupported_keys
+from ringserve.server.registry import ModelVersion, ServingOptions
+from ringserve.server.repository.manifest import check_inside, usable_name
+from ringserve.server.repository.model_config import parse_model_config
+from ringserve.server.repository.store import UnpackedModel
+from ringserve.server.settings import Settings
+
+logger = logging.getLogger("ringserve.management")
+
+WORKERS_MAX = 1024
+BATCH_SIZE_MAX = 65_536
+QUEUE_WAIT_MS_DEFAULT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """The parameters of a registration; None where nothing was said."""
+
+    url: str | None
+    model_name: str | None = None
+    handler: str | None = None
+    runtime: str | None = None
+    batch_size: int | None = None
+    max_batch_delay_ms: int | None = None
+    initial_workers: int | None = None
+    synchronous: bool = True
+    response_timeout_s: int | None = None
+    startup_timeout_s: int | None = None
+    queue_timeout_s: int | None = None
+    s3_sse_kms: bool = False
+    at_startup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A deployment in the model repository: an archive or a folder. `url` is how describe shows it. The names of the folders
+    around it, where there are any, win over the manifest's; `overrides` are keys of model-config.yaml."""
+
+    path: Path
+    url: str
+    name_if_absent: str
+    model_name: str | None = None
+    version: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    at_startup: bool = False
+
+
+def overridden(unpacked: UnpackedModel, overrides: Mapping[str, Any]) -> UnpackedModel:
+    """The model with keys of its configuration replaced. Raises `InvalidModel`."""
+    if not overrides:
+        return unpacked
+    return replace(unpacked, config=parse_model_config({**unpacked.config.raw, **overrides}, "config.yaml"))
+
+
+def make_version(
+    key: int, wanted: Registration, unpacked: UnpackedModel, settings: Settings, version: str | None = None
+) -> ModelVersion:
+    """Raises `BadRequest` or `InvalidModel`, naming what cannot be so."""
+    manifest, config = unpacked.manifest, unpacked.config
+    if (wanted.runtime or manifest.runtime) == "LSP":
+        raise InvalidModel(
+            "runtime: expected python or python3, got LSP, which is served by TorchServe's C++ backend only"
+        )
+    name = usable_name("model_name", wanted.model_name or manifest.model_name)
+    label = manifest.model_version if version is None else usable_name("version", version)
+    if wanted.handler:
+        check_inside("handler", wanted.handler.partition(":")[0])
+    defaults = _Defaults(settings.model_defaults, name, label)
+    batch_size = wanted.batch_size or config.batch_size or defaults.above_zero("batchSize") or 1
+    if not 0 < batch_size <= BATCH_SIZE_MAX:
+        raise BadRequest(f"batch_size: expected 1 to {BATCH_SIZE_MAX}, got {batch_size}")
+    low, high = config.worker_range or _workers(wanted, settings, defaults)
+    if high > WORKERS_MAX:
+        raise BadRequest(f"workers: expected at most {WORKERS_MAX}, got {high}")
+    ignored = unsupported_keys(config)
+    if ignored:
+        logger.warning("%s: this version does not do what model-config.yaml asks for by: %s", name, ", ".join(ignored))
+    options = ServingOptions(
+        batch_size=batch_size,
+        batch_wait_ms=_first(
+            wanted.max_batch_delay_ms,
+            config.max_batch_delay_ms,
+            defaults.above_zero("maxBatchDelay"),
+            QUEUE_WAIT_MS_DEFAULT,
+        ),
+        queue_size=config.job_queue_size or settings.job_queue_size,
+        response_timeout_s=_first(
+            config.response_timeout_s,
+            defaults.above_zero("responseTimeout"),
+            wanted.response_timeout_s,
+            settings.default_response_timeout_s,
+        ),
+        startup_timeout_s=_first(
+            config.startup_timeout_s,
+            defaults.above_zero("startupTimeout"),
+            wanted.startup_timeout_s,
+            settings.default_startup_timeout_s,
+        ),
+        handler=wanted.handler or manifest.handler,
+        loaded_at_startup=wanted.at_startup,
+        queue_timeout_s=_first(config.queue_timeout_s, wanted.queue_timeout_s, settings.default_queue_timeout_s),
+    )
+    return ModelVersion(key, name, label, wanted.url or "", unpacked, options, low, high)
+
+
+def _workers(wanted: Registration, settings: Settings, defaults: "_Defaults") -> tuple[int, int]:
+    """Fewest and most, where model-config.yaml does not say."""
+    count = settings.default_workers_per_model
+    if wanted.at_startup:
+        low, high = defaults.above_zero("minWorkers"), defaults.above_zero("maxWorkers")
+        if low is not None and high is not None and high >= low:
+            return low, high
+        count = count or cpu_count()
+    count = max(0, _first(wanted.initial_workers, count))
+    return count, count
+
+
+class _Defaults:
+    """`models` of config.properties for one version; what is no positive whole number there counts as not given."""
+
+    def __init__(self, models: Mapping[str, Any], name: str, version: str) -> None:
+        self._values: Mapping[str, Any] = models.get(name, {}).get(version, {})
+
+    def above_zero(self, key: str) -> int | None:
+        value = self._values.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _first(*values: int | None) -> int:
+    return next(value for value in values if value is not None)

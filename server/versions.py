@@ -1,0 +1,294 @@
+"""The model versions that live, with their workers: started, switched, resized, taken out. What asks for that is management.py.
+
+A version is in the registry once it can be asked for. One that takes over from another is loaded beside it first: the front
+ends know of it, its workers are linked, and then one publication puts it in the other's place.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Coroutine, Iterable, Sequence
+from importlib.metadata import version as package_version
+
+from ringserve.protocol.errors import Internal, InvalidModel, OutOfResources, RingServeError, VersionNotFound
+from ringserve.protocol.tensor import Signature
+from ringserve.server.control import LoadModel, ModelRoute, Routes, VersionRoute
+from ringserve.server.fleet import Fleet
+from ringserve.server.placement import CPU, Place
+from ringserve.server.pool import PoolHooks, WorkerPool, WorkerSlot
+from ringserve.server.registry import ModelVersion, Registry
+from ringserve.server.repository.store import ModelStore
+from ringserve.server.settings import Settings
+
+logger = logging.getLogger("ringserve.management")
+
+
+class Versions:
+    """Edits what is served and waits, where asked to, until it is so."""
+
+    def __init__(self, settings: Settings, store: ModelStore) -> None:
+        self.registry = Registry()
+        self.fleet: Fleet | None = None  # set once it exists; until then there is nobody to tell
+        self._settings = settings
+        self._store = store
+        self._pools: dict[int, WorkerPool] = {}
+        self._beside: dict[int, ModelVersion] = {}
+        self._starting: set[int] = set()  # asked for at start-up, and neither loaded nor failed yet
+        self._worker_ids = itertools.count(settings.initial_worker_port)
+        self._server_version = package_version("ringserve")
+        self._removals: dict[int, asyncio.Task[bool]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- in
+
+    def add(self, version: ModelVersion) -> None:
+        """It can be asked for from the next publication on; no worker is started yet. Raises `Conflict`."""
+        self.registry.add(version)
+        self._make_pool(version)
+
+    async def start(self, version: ModelVersion) -> None:
+        """Start its workers and let it be known, without waiting for any."""
+        self._pools[version.key].grow(version.min_workers)
+        if version.options.loaded_at_startup:
+            self._starting.add(version.key)
+            self._in_background(self._started(version))
+        await self.publish()
+
+    async def _started(self, version: ModelVersion) -> None:
+        try:
+            await self._pools[version.key].settle()
+        except RingServeError:
+            pass  # the pool has said why
+        finally:
+            self._starting.discard(version.key)
+            self.announce()
+
+    async def settle(self, version: ModelVersion) -> None:
+        """Wait until its workers have loaded. When one does not, nothing is left of the version, and the error is raised."""
+        try:
+            await self._pools[version.key].settle()
+            await self.publish()
+        except BaseException:
+            await asyncio.shield(self.take_out(version))
+            raise
+
+    async def load_beside(self, version: ModelVersion) -> None:
+        """Load a version that nobody can ask for yet. Raises what its workers' failure was; then nothing is left of it."""
+        self._make_pool(version)
+        self._beside[version.key] = version
+        await self.publish()  # front ends refuse the workers of versions that they have never heard of
+        self._pools[version.key].grow(version.min_workers)
+        await self.settle(version)
+
+    async def switch(self, version: ModelVersion, replaces: ModelVersion | None, *, make_default: bool) -> None:
+        """A version that was loaded beside takes its place in the routes, and that of another. Raises `Conflict`; then nothing
+        is left of it."""
+        try:
+            self.registry.replace(replaces, version)
+        except RingServeError:
+            await asyncio.shield(self.take_out(version))
+            raise
+        model = self.registry.models[version.name]
+        if make_default and not model.pinned:
+            model.default_version = version.version
+        del self._beside[version.key]
+        await self.publish()
+
+    def _make_pool(self, version: ModelVersion) -> None:
+        self._pools[version.key] = WorkerPool(version, self._load_message(version), self._hooks(version))
+
+    def _load_message(self, version: ModelVersion) -> LoadModel:
+        manifest, config = version.unpacked.manifest, version.unpacked.config
+        return LoadModel(
+            model=version.name,
+            version=version.version,
+            model_dir=str(version.unpacked.model_dir),
+            backend=config.backend,
+            handler=version.options.handler,
+            manifest=manifest.raw,
+            config=config.raw,
+            signature=config.signature,
+            batch_size=version.options.batch_size,
+            response_bytes_max=self._settings.max_response_size,
+            decode_input_request=self._settings.decode_input_request,
+            limit_max_image_pixels=self._settings.limit_max_image_pixels,
+            server_version=self._server_version,
+            warmup=config.sections.warmup,
+            max_requests=config.sections.recycle.max_requests,
+        )
+
+    def _hooks(self, version: ModelVersion) -> PoolHooks:
+        def on_ready(slot: WorkerSlot, signature: Signature) -> None:
+            self.check_known(version)
+            if version.signature is None:
+                version.signature = signature
+            elif version.signature != signature:
+                raise Internal(f"Worker {slot.worker_id} declares other inputs and outputs than the workers before it.")
+            if self.fleet is not None:
+                self.fleet.link(version, slot)
+
+        def on_lost(slot: WorkerSlot, status: int, cause: str) -> None:
+            if self.fleet is not None:
+                self.fleet.worker_gone(version, slot.worker_id, status, cause)
+
+        async def detach(slot: WorkerSlot) -> None:
+            if self.fleet is not None:
+                await self.fleet.detach(version, slot.worker_id, self._settings.unregister_model_timeout_s)
+
+        def place() -> Place:
+            return CPU
+
+        def leave(place: Place) -> None:
+            pass
+
+        return PoolHooks(on_ready, on_lost, detach, place, leave, self.announce, lambda: str(next(self._worker_ids)))
+
+    # ---- as many workers as wanted
+
+    async def resize(self, version: ModelVersion, low: int, high: int) -> None:
+        """Change how many workers are wanted, and wait until there are. Raises `VersionNotFound` when the version is
+        unregistered meanwhile, or what the workers' failure was. Workers for which there is no place are taken back."""
+        self.check_known(version)
+        before = version.min_workers, version.max_workers
+        version.min_workers, version.max_workers = low, high
+        pool = self._pools[version.key]
+        count = len(pool.slots)
+        if count > high:
+            await pool.shrink(high)
+            self.check_known(version)
+        if len(pool.slots) < low:
+            pool.grow(low)
+            await self.publish()
+            try:
+                await pool.settle()
+            except (InvalidModel, OutOfResources):
+                if any(slot.place is None for slot in pool.slots):
+                    version.min_workers, version.max_workers = before
+                    await pool.shrink(min(count, len(pool.slots)))
+                raise
+        await self.publish()
+
+    def check_known(self, version: ModelVersion) -> None:
+        """Raises `VersionNotFound` for one that is unregistered, or that another one of its name has replaced."""
+        if version.key not in self._beside and not self.registry.holds(version):
+            raise VersionNotFound(f"Model version: {version.version} does not exist for model: {version.name}")
+
+    # ---- out
+
+    async def take_out(self, version: ModelVersion) -> bool:
+        """Out of the routes, requests answered, workers stopped, files gone; whether all that ended in time. It happens once,
+        also when an unregistration meets a registration that is being taken back."""
+        removal = self._removals.get(version.key)
+        if removal is None:
+            removal = self._removals[version.key] = asyncio.ensure_future(self._take_out(version))
+            removal.add_done_callback(lambda _: self._removals.pop(version.key))
+        return await asyncio.shield(removal)
+
+    async def _take_out(self, version: ModelVersion) -> bool:
+        self.registry.remove(version)
+        self._beside.pop(version.key, None)
+        await self.publish()
+        answered = True
+        pool = self._pools.get(version.key)
+        if pool is None:  # it was taken out before
+            return answered
+        if self.fleet is not None:
+            pool.give_up_starting()
+            patience_s = self._settings.unregister_model_timeout_s
+            answered = await self.fleet.close_lanes(version, patience_s)
+            if not answered:
+                logger.warning("%s: requests were not answered within %d s; its workers end", version.name, patience_s)
+        await pool.shrink(0)
+        self._pools.pop(version.key, None)
+        await asyncio.to_thread(self._store.discard, version.unpacked)
+        return answered
+
+    async def stop(self) -> None:
+        """The end of the server: every worker of every version."""
+        await asyncio.gather(*(pool.shrink(0) for pool in self._pools.values()))
+        for pool in self._pools.values():
+            self._store.discard(pool.version.unpacked)
+
+    # ---- what the front ends are told
+
+    def routes(self) -> Routes:
+        """What can be asked for now, of no epoch yet."""
+        models = {}
+        for name, model in self.registry.models.items():
+            versions = {each.version: self._route(each) for each in model.versions.values()}
+            models[name] = ModelRoute(model.default_version, versions)
+        beside = tuple(self._route(each) for each in self._beside.values())
+        return Routes(0, self.healthy, models, not self._starting, beside)
+
+    def _route(self, version: ModelVersion) -> VersionRoute:
+        options = version.options
+        pool = self._pools.get(version.key)
+        return VersionRoute(
+            key=version.key,
+            model=version.name,
+            version=version.version,
+            serviceable=pool is not None and pool.serviceable,
+            batch_size=options.batch_size,
+            batch_wait_ms=options.batch_wait_ms,
+            fill=version.unpacked.config.batching == "fill",
+            queue_size=options.queue_size,
+            response_timeout_s=options.response_timeout_s,
+            queue_timeout_ms=max(0, options.queue_timeout_s) * 1000,
+            request_timeout_ms=version.unpacked.config.client_timeout_ms,
+            min_workers=version.min_workers,
+            ready_workers=pool.ready_count if pool is not None else 0,
+            settled=pool is None or _settled(pool.slots),
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every version has the workers it was promised (contract 11.7, told truthfully)."""
+        return all(self.ready_count(each) >= each.min_workers for each in self.registry)
+
+    @property
+    def started(self) -> bool:
+        """Whether everything that was asked for at start-up has been loaded, or has failed to."""
+        return not self._starting
+
+    def ready_count(self, version: ModelVersion) -> int:
+        pool = self._pools.get(version.key)
+        return pool.ready_count if pool is not None else 0
+
+    def slots(self, version: ModelVersion) -> Sequence[WorkerSlot]:
+        pool = self._pools.get(version.key)
+        return () if pool is None else pool.slots
+
+    def pool(self, version: ModelVersion) -> WorkerPool:
+        """Of a version that is known."""
+        return self._pools[version.key]
+
+    def ready_workers(self) -> Iterable[tuple[ModelVersion, WorkerSlot]]:
+        """Whom a fresh front end is to be linked with."""
+        for pool in self._pools.values():
+            version = pool.version
+            if version.key in self._beside or self.registry.holds(version):
+                yield from ((version, slot) for slot in pool.slots if slot.ready)
+
+    def kill_stuck(self, key: int, worker_id: str) -> None:
+        pool = self._pools.get(key)
+        if pool is not None:
+            pool.kill(worker_id, "Backend worker did not respond in given time")
+
+    def announce(self) -> None:
+        if self.fleet is not None:
+            self.fleet.announce()
+
+    async def publish(self) -> None:
+        if self.fleet is not None:
+            await self.fleet.publish()
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _settled(slots: Sequence[WorkerSlot]) -> bool:
+    """Whether the first workers have all loaded, or one has failed to."""
+    done = [slot.settled.done() for slot in slots]
+    return all(done) or any(ended and not slot.has_loaded for ended, slot in zip(done, slots, strict=True))
