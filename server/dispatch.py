@@ -23,6 +23,7 @@ from ringserve.protocol.errors import (
 from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature
 from ringserve.server.admission import Admission
+from ringserve.server.arrivals import Arrivals
 from ringserve.server.batching import OUTSTANDING_MAX, BatchPolicy, WaitUntil
 from ringserve.server.deadlines import Deadlines
 from ringserve.server.delivery import Delivery
@@ -56,6 +57,7 @@ class Dispatcher:
         self.label = label
         self.limits = limits
         self.admission = Admission(limits.queue_size)
+        self.arrivals = Arrivals(self._notice_idle)
         self.mismatched_replies = 0
         self.on_stuck: Callable[[str], None] = lambda worker_id: None
         self._loop = asyncio.get_running_loop()
@@ -64,7 +66,7 @@ class Dispatcher:
         self._drain = DrainRate(time.monotonic())
         self._delivery: Delivery | None = None
         self._serviceable = False
-        self._typed = False
+        self._typed, self.signature = False, Signature()  # until a worker has said
         self._links: dict[str, LinkState] = {}
         self._last_link = 0
         self._pump_due = False
@@ -202,7 +204,7 @@ class Dispatcher:
 
     def open_lane(self, lane: Lane, signature: Signature) -> None:
         """The version's memory is here: encode what came early."""
-        self._typed = signature.typed
+        self._typed, self.signature = signature.typed, signature
         may_hold = self._queue.may_hold if SOCKET_TO_SLAB else bool  # bool() is false
         self._delivery = Delivery(signature, self._row_over, may_hold)
         self._queue.open_lane(lane, signature)
@@ -251,6 +253,7 @@ class Dispatcher:
     def close(self, on_closed: Callable[[], None]) -> None:
         """No more requests will come; `on_closed` is called once every one that came is answered."""
         self._on_idle = on_closed
+        self.arrivals.limit()
         self._notice_idle()
 
     def abandon(self, error: RingServeError) -> None:
@@ -467,7 +470,8 @@ class Dispatcher:
 
     @property
     def idle(self) -> bool:
-        return self.waiting == 0 and not any(state.outstanding for state in self._links.values())
+        sent = any(state.outstanding for state in self._links.values())
+        return self.waiting == 0 and not sent and not self.arrivals.awaited
 
     def _notice_idle(self) -> None:
         if self._on_idle is None:

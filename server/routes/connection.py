@@ -8,6 +8,7 @@ either way move is in transfer.py.
 """
 
 import asyncio
+from functools import partial
 from time import monotonic
 
 import httptools
@@ -148,13 +149,15 @@ class PredictionConnection(BodyConnection):
                 request = request._replace(timeout_ms=timeout_ms(headers[_TIMEOUT].decode("latin-1")))
             if length:
                 landing = dispatcher.land(request, length, self.request_max_size)
-                self._begin_body(landing, body, length, dispatcher.limits.patience_ms(request))
+                self._begin_body(dispatcher, landing, body, length, dispatcher.limits.patience_ms(request))
             else:
                 self._await(dispatcher.submit(request))
         except Exception as error:  # noqa: BLE001 - whatever it was, the client gets an answer
             self._refuse(error, unread=length > 0)
 
-    def _begin_body(self, landing: Landing, began: bytes, length: int, patience_ms: int) -> None:
+    def _begin_body(
+        self, dispatcher: Dispatcher, landing: Landing, began: bytes, length: int, patience_ms: int
+    ) -> None:
         sink = SizedBody(landing, length)
         try:
             sink.feed(began)
@@ -162,9 +165,11 @@ class PredictionConnection(BodyConnection):
             landing.abandon()
             raise
         self.in_flight = landing
-        self.receive(landing, sink, self._received, length=length, patience_ms=patience_ms)
+        dispatcher.arrivals.begin()
+        received = partial(self._received, dispatcher)
+        self.receive(landing, sink, received, length=length, patience_ms=patience_ms)
 
-    def _received(self, error: Exception | None) -> None:
+    def _received(self, dispatcher: Dispatcher, error: Exception | None) -> None:
         landing, self.in_flight = self.in_flight, None
         try:
             if error is not None:
@@ -172,6 +177,8 @@ class PredictionConnection(BodyConnection):
             self._await(landing.commit())
         except Exception as failure:  # noqa: BLE001 - as above
             self._refuse(failure, unread=error is not None)
+        finally:
+            dispatcher.arrivals.end()
 
     def _await(self, future: "asyncio.Future[Answer]") -> None:
         self.in_flight = future

@@ -40,6 +40,9 @@ from ringserve.server.landing import (
     NoLanding,
     too_large_text,
 )
+from ringserve.server.openapi import model_inference_document
+from ringserve.server.routes.documents import add_inference
+from ringserve.server.routes.health import add_health
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
 from ringserve.server.routes.transfer import HTTP_CONTINUE
 from ringserve.server.routing import RouteTable
@@ -80,6 +83,8 @@ class Inference:
         self.app.ctx.inference = self
         methods = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
         self.app.add_route(self._ping, "/ping", methods=methods)
+        add_health(self.app, lambda: table.health)
+        add_inference(self.app, self._document)
 
     async def _ping(self, request: Request) -> HTTPResponse:
         if self.table.healthy:
@@ -87,8 +92,8 @@ class Inference:
         return json_response({"status": "Unhealthy"}, 500, request)
 
     async def serve(self, request: SizedRequest) -> None:
-        """Answer one request on its connection; any HTTP method predicts, as in TorchServe."""
-        if not request.path.startswith(PREFIX):
+        """Answer one request on its connection; any HTTP method but OPTIONS predicts, as in TorchServe."""
+        if not request.path.startswith(PREFIX) or request.method == "OPTIONS":
             await self._serve_other(request)
             return
         stream: Any = request.stream  # Sanic's Http; declared as its base
@@ -179,11 +184,17 @@ class Inference:
             landing = dispatcher.land_unknown(wanted, limit)
         else:
             landing = dispatcher.land(wanted, length, limit)
-        await self._receive(stream, landing, length, dispatcher.limits.patience_ms(wanted))
-        if form and not isinstance(landing, FormLanding):
-            assert isinstance(landing, BufferLanding | GrowingLanding)
-            return await self._enter(dispatcher, wanted, landing.body, form=True)
-        return await landing.commit()
+        dispatcher.arrivals.begin()
+        try:
+            await self._receive(stream, landing, length, dispatcher.limits.patience_ms(wanted))
+            if form and not isinstance(landing, FormLanding):
+                assert isinstance(landing, BufferLanding | GrowingLanding)
+                pending = self._enter(dispatcher, wanted, landing.body, form=True)
+            else:
+                pending = landing.commit()
+        finally:
+            dispatcher.arrivals.end()
+        return await pending
 
     def _enter(
         self, dispatcher: Dispatcher, wanted: InferRequest, body: bytes | bytearray | memoryview, *, form: bool
@@ -262,6 +273,16 @@ class Inference:
         if isinstance(translated, NoWorker):
             translated = NoWorker(_no_worker_text(path))
         return error_answer(translated)
+
+    def _document(self, path: str) -> dict[str, Any]:
+        """How the model at `path` is asked. Raises as `_find`."""
+        self._find(path)
+        name, *version = _segments(path)[:2]
+        model = self.table.models[name]
+        chosen = version or list(model.versions)
+        return model_inference_document(
+            name, model.default_version, {each: model.versions[each].signature for each in chosen}
+        )
 
     def _find(self, path: str) -> tuple[Dispatcher, str]:
         """The paths that the table does not hold literally: escapes, trailing slashes, a rest after the version."""

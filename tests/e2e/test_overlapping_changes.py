@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from ringserve.server.testing import ServerProcess, wait_until
+from tests.e2e.raw_http import Connection, settle
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +79,24 @@ def test_many_scalings_at_once_end_with_the_last_one(client: httpx.Client, manag
     )
     assert client.get("/predictions/new").text == "new 1.0"
     assert management.delete("/models/new").status_code == 200
+
+
+def test_a_request_whose_body_is_still_arriving_is_answered_by_the_version_that_leaves(
+    server: ServerProcess, management: httpx.Client
+) -> None:
+    assert register(management, "echo.mar", 1).status_code == 200
+    body = bytes(range(256)) * 1024
+    head = f"POST /predictions/new HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    chunked = b"POST /predictions/new HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    with Connection(server) as plain, Connection(server) as other, ThreadPoolExecutor(1) as pool:
+        plain.send(head + body[:100_000])
+        other.send(chunked + b"3\r\nabc\r\n")
+        settle(server)
+        removed = pool.submit(management.delete, "/models/new")
+        wait_until(lambda: management.get("/models/new").status_code == 404, 10, "the model has left the list")
+        assert not removed.done()
+        plain.send(body[100_000:])
+        other.send(b"0\r\n\r\n")
+        assert plain.answer().body == body
+        assert other.answer().body == b"abc"
+        assert removed.result().status_code == 200
