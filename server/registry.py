@@ -76,11 +76,13 @@ class Registry:
     def replace(self, old: ModelVersion | None, new: ModelVersion) -> None:
         """Put `new` where `old` was, or where nothing is. The default moves along. Raises `Conflict` when something else has the
         place."""
-        if old is None or not self.holds(old):
+        if old is None or not self.holds(old) or old.name != new.name:
             self.add(new)
+            if old is not None:
+                self.remove(old)
             return
         model = self.models[old.name]
-        if old.name != new.name or (old.version != new.version and new.version in model.versions):
+        if old.version != new.version and new.version in model.versions:
             raise Conflict(f"Model version {new.version} is already registered for model {new.name}")
         was_default = model.default_version == old.version
         del model.versions[old.version]

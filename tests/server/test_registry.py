@@ -18,9 +18,13 @@ def registry() -> Registry:
     return Registry()
 
 
-def version(registry: Registry, name: str = "m", number: str = "1.0") -> ModelVersion:
+def unregistered(registry: Registry, name: str = "m", number: str = "1.0") -> ModelVersion:
     unpacked = UnpackedModel(Manifest(name, number, "handler"), ModelConfig(), Path("."), temporary=False)
-    made = ModelVersion(registry.next_key(), name, number, f"{name}.mar", unpacked, OPTIONS)
+    return ModelVersion(registry.next_key(), name, number, f"{name}.mar", unpacked, OPTIONS)
+
+
+def version(registry: Registry, name: str = "m", number: str = "1.0") -> ModelVersion:
+    made = unregistered(registry, name, number)
     registry.add(made)
     return made
 
@@ -101,3 +105,51 @@ def test_defaults_are_listed_by_name_and_everything_is_iterated(registry: Regist
     registry.set_default("b", "3")
     assert registry.defaults() == [made[1], made[2], made[3]]
     assert set(registry) == set(made)
+
+
+def test_a_replacement_takes_the_place_of_the_other_and_its_being_the_default(registry: Registry) -> None:
+    old, sibling = version(registry, number="1.0"), version(registry, number="1.1")
+    again, newer = unregistered(registry, number="1.0"), unregistered(registry, number="2.0")
+    registry.replace(old, again)
+    assert registry.find("m") is again
+    assert not registry.holds(old)
+    registry.replace(again, newer)
+    assert registry.find("m") is newer
+    assert set(registry.all_of("m")) == {newer, sibling}
+
+
+def test_a_replacement_cannot_take_anybody_elses_place(registry: Registry) -> None:
+    old, sibling = version(registry, number="1.0"), version(registry, number="1.1")
+    other = version(registry, name="n")
+    for wrong in (unregistered(registry, number="1.1"), unregistered(registry, name="n")):
+        with pytest.raises(Conflict):
+            registry.replace(old, wrong)
+    assert registry.all_of("m") == [old, sibling]
+    assert registry.all_of("n") == [other]
+
+
+def test_a_replacement_of_another_name_leaves_no_model_behind(registry: Registry) -> None:
+    old, new = version(registry), unregistered(registry, name="n")
+    registry.replace(old, new)
+    assert registry.find("n") is new
+    assert "m" not in registry.models
+
+
+def test_a_replacement_of_what_is_gone_is_added(registry: Registry) -> None:
+    old = version(registry)
+    registry.remove(old)
+    new = unregistered(registry)
+    registry.replace(old, new)
+    assert registry.find("m") is new
+
+
+def test_a_default_that_somebody_chose_stays_chosen_until_it_leaves(registry: Registry) -> None:
+    old, other = version(registry, number="1.0"), version(registry, number="2.0")
+    registry.set_default("m", "1.0")
+    assert registry.models["m"].pinned
+    again = unregistered(registry, number="1.0")
+    registry.replace(old, again)
+    assert registry.models["m"].pinned
+    registry.remove(again)
+    assert registry.find("m") is other
+    assert not registry.models["m"].pinned
