@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 import psutil
 
-from ringserve.server.pool import WorkerSlot
+from ringserve.server.devices import Device, Usage
+from ringserve.server.placement import CPU, Placer
 from ringserve.server.registry import ModelVersion
 from ringserve.server.repository.model_config import ModelConfig
+from ringserve.server.worker_slot import WorkerSlot
 
 # TorchServe's keys for what this version does not do: describe says so, and registration warns.
 _UNSUPPORTED = (
@@ -18,19 +20,22 @@ _UNSUPPORTED = (
     "sequenceBatching",
     "torchrun",
     "useJobTicket",
-    "useVenv",
 )
+MIB = 1 << 20
 
 
 def unsupported_keys(config: ModelConfig) -> list[str]:
     """The keys of a model-config.yaml that ask for something and are not honoured."""
-    gpu = ["deviceType"] if config.device_type == "gpu" else []
-    return [key for key in _UNSUPPORTED if config.raw.get(key)] + gpu
+    return [key for key in _UNSUPPORTED if config.raw.get(key)]
 
 
-def describe_version(version: ModelVersion, slots: Sequence[WorkerSlot], waiting: int) -> dict[str, object]:
+def describe_version(
+    version: ModelVersion, slots: Sequence[WorkerSlot], waiting: int, placer: Placer
+) -> dict[str, object]:
     """TorchServe's fields in TorchServe's order; `waiting` requests have no worker yet."""
     options, config, manifest = version.options, version.unpacked.config, version.unpacked.manifest
+    wish = config.sections.placement
+    device_ids = None if wish.devices else placer.device_ids(config.device_ids)
     return {
         "modelName": version.name,
         "modelVersion": version.version,
@@ -49,33 +54,56 @@ def describe_version(version: ModelVersion, slots: Sequence[WorkerSlot], waiting
         "clientTimeoutInMills": config.client_timeout_ms,
         "parallelType": "",
         "parallelLevel": 0,
-        "deviceType": "cpu",
+        "deviceType": placer.device_type(wish, config.device_type),
+        **({} if device_ids is None else {"deviceIds": device_ids}),
         "continuousBatching": False,
         "useJobTicket": False,
-        "useVenv": False,
+        "useVenv": config.use_venv,
         "stateful": False,
         "sequenceMaxIdleMSec": 0,
         "sequenceTimeoutMSec": 0,
         "maxNumSequence": 0,
         "maxSequenceJobQueueSize": 0,
         "loadedAtStartup": options.loaded_at_startup,
-        "workers": [_describe_worker(slot) for slot in slots],
+        "workers": [_describe_worker(slot, placer) for slot in slots],
         "jobQueueStatus": {"remainingCapacity": options.queue_size - waiting, "pendingRequests": waiting},
     }
 
 
-def _describe_worker(slot: WorkerSlot) -> dict[str, object]:
+def _describe_worker(slot: WorkerSlot, placer: Placer) -> dict[str, object]:
     pid = slot.child.pid if slot.child is not None else -1
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(slot.started_s))
+    device = placer.device_of(slot.place or CPU)
+    usage = None if device is None else placer.usage_of(device)
     return {
         "id": slot.worker_id,
         "startTime": f"{moment}.{int(slot.started_s * 1000) % 1000:03d}Z",  # local time with a Z, as TorchServe writes it
         "status": "READY" if slot.ready else "UNLOADING",
         "memoryUsage": _rss_bytes(pid),
         "pid": pid,
-        "gpu": False,
-        "gpuUsage": "N/A",
+        "gpu": device is not None,
+        "gpuUsage": "N/A" if device is None else gpu_usage(device, usage),
+        **({} if device is None else _describe_device(device, usage)),
     }
+
+
+def gpu_usage(device: Device, usage: Usage | None) -> str:
+    """TorchServe 0.12's text, which is nvidia-smi's."""
+    if usage is None:
+        return "failed to obtained gpu usage"  # sic
+    percent = ["[N/A]" if each is None else f"{each} %" for each in (usage.utilization_gpu, usage.utilization_memory)]
+    return (
+        f"gpuId::{device.index} utilization.gpu [%]::{percent[0]} utilization.memory [%]::{percent[1]} "
+        f"memory.used [MiB]::{usage.memory_bytes_used // MIB} MiB"
+    )
+
+
+def _describe_device(device: Device, usage: Usage | None) -> dict[str, object]:
+    """What is ours: which device it is, and its memory as far as that is known."""
+    memory: dict[str, object] = {}
+    if device.memory_bytes_total and usage is not None:
+        memory = {"deviceMemoryTotal": device.memory_bytes_total, "deviceMemoryUsed": usage.memory_bytes_used}
+    return {"device": device.label, **memory}
 
 
 def _rss_bytes(pid: int) -> int:

@@ -1,6 +1,7 @@
 """How `BaseHandler` finds its device and opens each kind of model file."""
 
 import importlib.util
+import logging
 import os
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 
 from ringserve.backends.torchscript_file import load_torchscript
 from ringserve.backends.ts.utils.util import list_classes_from_module
+
+LOGGER = logging.getLogger("ringserve.model")
 
 __all__ = ["load_aot_compiled", "load_eager", "load_onnx", "load_torchscript", "pick_device"]
 
@@ -23,6 +26,9 @@ def pick_device(gpu_id: int | None) -> torch.device:
             return torch.device(f"xpu:{gpu_id}")
         if torch.backends.mps.is_available():
             return torch.device("mps")
+        LOGGER.warning(
+            "this worker was given GPU %d, but torch has no accelerator here: the model runs on the CPU", gpu_id
+        )
     if importlib.util.find_spec("torch_xla") is not None:
         device: torch.device = import_module("torch_xla.core.xla_model").xla_device()
         return device
