@@ -13,6 +13,8 @@ A typo in one of them would change where a model runs or when it ends, so what i
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from mimetypes import MimeTypes
 from typing import Any
 
 import msgspec
@@ -138,7 +140,19 @@ def _sample(entry: object, where: str) -> Sample:
         raise InvalidModel(f"{where}: expected a string, got {text!r:.200}")
     if "text" in entry:
         return Sample(None, text.encode(), content_type or "text/plain", repeat)
-    return Sample(text, b"", content_type or "application/octet-stream", repeat)
+    return Sample(text, b"", content_type or content_type_of(text), repeat)
+
+
+@cache
+def _mime_types() -> MimeTypes:
+    return MimeTypes()
+
+
+def content_type_of(file_name: str) -> str:
+    """By the file's extension, from Python's own table: that of the machine would make a model's requests depend on where it
+    runs."""
+    kind, coding = _mime_types().guess_type(file_name, strict=False)
+    return kind if kind is not None and coding is None else "application/octet-stream"
 
 
 class _Section:

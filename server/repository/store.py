@@ -1,6 +1,6 @@
 """The model store: a folder of archives that clients may name, and the folders they are unpacked into.
 
-Only names inside the store are served. Remote sources (http, https, s3, file) are denied.
+Names inside the store are served, and what `RemoteSources` may fetch into it.
 """
 
 import os
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringserve.protocol.errors import Internal, ModelNotFound
+from ringserve.server.repository.allowed_urls import REMOTE, shown_url
 from ringserve.server.repository.archive import ACCEPTED_SUFFIXES, extract
 from ringserve.server.repository.manifest import MANIFEST_PATH, Manifest, read_manifest
 from ringserve.server.repository.model_config import ModelConfig, read_model_config
-
-REMOTE = re.compile(r"(?:https?|s3|file):", re.IGNORECASE)
+from ringserve.server.repository.remote import Fetched, RemoteSources
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +31,38 @@ class UnpackedModel:
 class ModelStore:
     """Archives below `root`, unpacked below `work_dir`/models. Nothing is touched before the first call."""
 
-    def __init__(self, root: Path, work_dir: Path) -> None:
+    def __init__(self, root: Path, work_dir: Path, remote: RemoteSources | None = None) -> None:
         self._root = root
         self._models_dir = work_dir / "models"
+        self._remote = remote or RemoteSources()
+
+    async def fetch(self, url: str | None, *, s3_sse_kms: bool = False, at_startup: bool = False) -> Fetched:
+        """The archive or folder a client means, downloaded into the store when `url` is a remote one. Raises what `locate`
+        and `RemoteSources.fetch` raise."""
+        if url and REMOTE.match(url):
+            return await self._remote.fetch(url, self._root, s3_sse_kms=s3_sse_kms, at_startup=at_startup)
+        return Fetched(self.locate(url), url or "")
+
+    def forget(self, fetched: Fetched) -> None:
+        """Unregistered: the file of a model that came by URL goes, any other stays."""
+        self._remote.forget(fetched)
+
+    def take_back(self, fetched: Fetched) -> None:
+        """The registration failed: what `fetch` downloaded for it goes."""
+        self._remote.take_back(fetched)
+
+    def came_by_url(self, name: str) -> bool:
+        """Whether a file of the store is a registration's, downloaded or just being downloaded: not one dropped there."""
+        return name in self._remote.names
 
     def locate(self, url: str | None) -> Path:
         """The archive or folder a client means. Raises `ModelNotFound` with TorchServe's sentences."""
         if not url:
             raise ModelNotFound("empty url")
         if ".." in url:
-            raise ModelNotFound(f"Relative path is not allowed in url: {url}")
+            raise ModelNotFound(f"Relative path is not allowed in url: {shown_url(url)}")
         if REMOTE.match(url):
-            raise ModelNotFound(f"Given URL {url} does not match any allowed URL(s)")
+            raise ModelNotFound(f"Given URL {shown_url(url)} does not match any allowed URL(s)")
         # TorchServe takes the last component of any path: `/any/folder/x.mar` is the store's `x.mar`.
         name = re.split(r"[/\\]", url.rstrip("/"))[-1]
         path = self._root / name

@@ -1,5 +1,6 @@
 """The store: which name means which path, and folders that come and go with their models."""
 
+import asyncio
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from ringserve.protocol.errors import Internal, InvalidModel, ModelNotFound
 from ringserve.server.repository import store as store_module
 from ringserve.server.repository.manifest import Manifest
 from ringserve.server.repository.model_config import ModelConfig
+from ringserve.server.repository.remote import Fetched, RemoteSources
 from ringserve.server.repository.store import ModelStore, UnpackedModel, fallback_name
 
 MANIFEST = json.dumps({"model": {"modelName": "m", "configFile": "model-config.yaml"}})
@@ -87,6 +89,43 @@ def test_what_the_store_does_not_hold_is_not_found(store: ModelStore, url: str) 
     with pytest.raises(ModelNotFound) as caught:
         store.locate(url)
     assert str(caught.value) == f"Model not found at: {url}"
+
+
+def test_a_name_of_the_store_is_fetched_where_it_lies_and_never_forgotten(store: ModelStore, root: Path) -> None:
+    fetched = asyncio.run(store.fetch("/any/b.mar"))
+    assert fetched == Fetched(root / "b.mar", "/any/b.mar")
+    store.take_back(fetched)
+    store.forget(fetched)
+    assert (root / "b.mar").exists()
+    assert not store.came_by_url("b.mar")
+
+
+def test_a_remote_url_is_fetched_when_it_is_allowed(root: Path, tmp_path: Path) -> None:
+    write_mar(tmp_path / "far.mar")
+    store = ModelStore(root, tmp_path / "work", RemoteSources(("file://.*",)))
+    url = f"file://{tmp_path}/far.mar"
+    for give_up in (store.take_back, store.forget):
+        fetched = asyncio.run(store.fetch(url))
+        assert fetched == Fetched(root / "far.mar", url, remote=True, downloaded=True)
+        assert store.came_by_url("far.mar")
+        assert store.unpack(fetched.path).manifest.model_name == "m"
+        give_up(fetched)
+        assert not fetched.path.exists()
+        assert not store.came_by_url("far.mar")
+    write_mar(root / "far.mar")
+    fetched = asyncio.run(store.fetch(url, at_startup=True))
+    store.take_back(fetched)
+    assert fetched.path.exists()
+    assert not store.came_by_url("far.mar")
+
+
+@pytest.mark.parametrize(
+    "url", [None, "", "gone.mar", "../b.mar", "http://host/b.mar", "http://me:5ecret@host/b.mar?5ecret"]
+)
+def test_what_cannot_be_located_cannot_be_fetched_either(store: ModelStore, url: str | None) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        asyncio.run(store.fetch(url))
+    assert "5ecret" not in str(caught.value)
 
 
 def test_a_folder_outside_the_store_cannot_be_named(store: ModelStore, tmp_path: Path) -> None:
@@ -191,6 +230,6 @@ def test_discard_never_removes_a_folder_of_the_store(store: ModelStore, root: Pa
 
 def test_the_repository_loads_no_framework() -> None:
     """The supervisor imports it; a framework there would cost every server start its seconds and memory."""
-    code = "import sys, ringserve.server.repository; print(sorted({'torch', 'sanic'} & sys.modules.keys()))"
+    code = "import sys, ringserve.server.repository.store; print(sorted({'torch', 'sanic'} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
