@@ -3,7 +3,8 @@
 import click
 
 from ringserve.tools.cli.archive import archive
-from ringserve.tools.cli.serve import start, status, stop
+from ringserve.tools.cli.serve import start, stop
+from ringserve.tools.cli.status import status
 
 
 @click.group()

@@ -1,31 +1,47 @@
-"""`ringserve start`, `stop` and `status`, with TorchServe's flags (contract section 7.1).
+"""`ringserve start` and `stop`, with TorchServe's flags (contract section 7.1).
 
-Exit codes: 0 done; 1 could not be done, and stderr says why; 2 wrong usage; `status` answers 3 when nothing runs.
+Exit codes: 0 done; 1 could not be done, and stderr says why; 2 wrong usage.
 """
 
 import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
-import psutil
 
 from ringserve.protocol.errors import RingServeError
 from ringserve.server.launcher import AlreadyRunning, log_to_stderr, run_server, running_pid, stop_server
-from ringserve.server.settings import ConfigError, Settings, check, read_config_file
+from ringserve.server.settings import (
+    MODEL_CONTROL_MODES,
+    ConfigError,
+    Settings,
+    check,
+    read_config_file,
+    with_repository,
+)
 
-NOT_RUNNING = 3
 START_S_MAX = 180.0
 LOG_TAIL_LINES = 15
 
 
 @click.command()
 @click.option("--model-store", type=click.Path(path_type=Path), help="Folder of model archives.")
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path),
+    help="Folder of models to serve and watch; by default model_repository, where neither folder is named.",
+)
+@click.option(
+    "--model-control-mode",
+    type=click.Choice(MODEL_CONTROL_MODES[1:]),
+    help="watch: serve what lies in the folder as it comes and goes; poll: the same without reports of the file system; "
+    "explicit: only what the management API registers; none: only --models.",
+)
+@click.option("--repository-poll-s", type=click.IntRange(min=1), help="Seconds between two looks of `poll`.")
 @click.option("--models", multiple=True, help="`all`, or `name=location` or `location`, one or more.")
 @click.option("--ts-config", type=click.Path(path_type=Path), help="A config.properties.")
 @click.option(
@@ -39,6 +55,9 @@ LOG_TAIL_LINES = 15
 @click.argument("more_models", nargs=-1)
 def start(
     model_store: Path | None,
+    model_repository: Path | None,
+    model_control_mode: str | None,
+    repository_poll_s: int | None,
     models: tuple[str, ...],
     ts_config: Path | None,
     frontends: int | None,
@@ -53,6 +72,8 @@ def start(
     named = [entry for words in (*models, *more_models) for entry in words.split(",") if entry]
     if more_models and not models:
         raise click.UsageError(f"Got unexpected arguments: {' '.join(more_models)}")
+    if model_store and model_repository:
+        raise click.UsageError("--model-store and --model-repository name the same folder: expected one of them.")
     config = Path(os.environ["TS_CONFIG_FILE"]) if os.environ.get("TS_CONFIG_FILE") else ts_config
     try:
         settings = read_config_file(config, os.environ) if config else Settings()
@@ -64,7 +85,10 @@ def start(
             enable_model_api=enable_model_api or settings.enable_model_api,
             disable_token_authorization=disable_token_auth or settings.disable_token_authorization,
             snapshots=settings.snapshots and not no_config_snapshots,
+            model_control_mode=model_control_mode or settings.model_control_mode,
+            repository_poll_s=repository_poll_s or settings.repository_poll_s,
         )
+        settings = with_repository(settings, model_repository)
         check(settings)
         if foreground:
             _serve(settings, ready_fd)
@@ -151,15 +175,3 @@ def stop(foreground: bool) -> None:
         _fail(str(error))
         return
     click.echo("RingServe is not currently running." if pid is None else "RingServe has stopped.")
-
-
-@click.command()
-def status() -> None:
-    """Say whether the server runs: exit code 0 when it does, 3 when it does not."""
-    pid = running_pid()
-    if pid is None:
-        click.echo("RingServe is not currently running.")
-        sys.exit(NOT_RUNNING)
-    process = psutil.Process(pid)
-    up_s = time.time() - process.create_time()
-    click.echo(f"RingServe is running, pid {pid}, {len(process.children())} processes, up {up_s:.0f} s.")
