@@ -1,7 +1,8 @@
-"""What a backend is: three calls, made by a worker, from one thread.
+"""What a backend is: four calls, made by a worker, from one thread.
 
     load(model) -> Signature     once, before any batch
     execute(batch) -> None       reads `batch.inputs` or `batch.requests`, fills `batch.outputs` or `batch.replies`
+    describe() -> object         between two batches, when somebody asks what the model says of itself
     close() -> None              once, after the last batch
 
 A typed signature (declared inputs) gives the backend one array per input, a view of the slab; an empty signature gives
@@ -124,6 +125,9 @@ class Backend(Protocol):
 
     def execute(self, batch: Batch) -> None:
         """Answer every row of the batch."""
+
+    def describe(self) -> object:
+        """What the model says of itself: an object that JSON can say, the text of one, or None for nothing. Raises as `execute`."""
 
     def close(self) -> None:
         """Let go of the model."""

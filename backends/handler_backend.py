@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from ringserve.backends import ts_import
-from ringserve.backends.contract import Batch, ContractBroken, LoadedModel, check_count
+from ringserve.backends.contract import Batch, ContractBroken, LoadedModel, Request, check_count
 from ringserve.backends.entry_point import Handle, load_handler, put_model_on_path
 from ringserve.backends.failures import prediction_failure
 from ringserve.backends.inputs import handler_headers, handler_inputs
@@ -42,6 +42,21 @@ class HandlerBackend:
 
     def execute(self, batch: Batch) -> None:
         """One call of the handler for all rows. Raises when the answer as a whole is unusable; a row may fail alone."""
+        answers, processors = self._answered(batch)
+        batch.replies[:] = map(encode_reply, answers, processors)
+
+    def describe(self) -> object:
+        """What the handler answers to a batch of one whose header `describe` is "True" and which brings no input: that is
+        how TorchServe asks, and handlers made from `BaseHandler` answer with their `describe_handle`."""
+        answers, _ = self._answered(Batch(1, requests=[Request("describe", {"describe": "True"}, ())]))
+        return answers[0]
+
+    def close(self) -> None:
+        """Forget the handler and with it the model."""
+        self._context = self._handle = None
+
+    def _answered(self, batch: Batch) -> tuple[list[Any], list[RequestProcessor]]:
+        """The handler's answers, one for each row, and what it set beside them."""
         context, handle = self._context, self._handle
         assert context is not None and handle is not None, "load comes before execute"
         requests, decode = batch.requests, self._decode
@@ -52,11 +67,7 @@ class HandlerBackend:
         if not isinstance(answers, list):
             raise ContractBroken("Invalid model predict output")
         check_count(batch.rows, len(answers))
-        batch.replies[:] = map(encode_reply, answers, processors)
-
-    def close(self) -> None:
-        """Forget the handler and with it the model."""
-        self._context = self._handle = None
+        return answers, processors
 
     @staticmethod
     def _answers(handle: Handle, data: list[dict[str, Any]], context: Context, is_retry: bool) -> Any:

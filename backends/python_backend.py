@@ -3,6 +3,7 @@
     class Model:
         def load(self, model: LoadedModel) -> None: ...                     # optional, once
         def predict(self, inputs, outputs) -> None: ...                     # both: {name: array [rows, *shape]}
+        def describe(self) -> dict | None: ...                              # optional: what it says of itself
 
 `predict` writes into `outputs` in place, or returns an array (for one output) or a dict of arrays. Arrays are whole answers:
 a model that answers in parts is a handler.
@@ -10,6 +11,7 @@ a model that answers in parts is a handler.
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,13 @@ import numpy as np
 from ringserve.backends.contract import Batch, ContractBroken, LoadedModel
 from ringserve.backends.entry_point import classes_of, import_if_there, put_model_on_path, split_handler
 from ringserve.backends.failures import prediction_failure
-from ringserve.backends.typed_model import check_output, declared_signature, refuse_outputs
+from ringserve.backends.typed_model import (
+    check_output,
+    declared_signature,
+    describe_typed,
+    on_usable_device,
+    refuse_outputs,
+)
 from ringserve.protocol.errors import InvalidModel, RingServeError
 from ringserve.protocol.tensor import Signature
 
@@ -29,6 +37,7 @@ class PythonBackend:
 
     def __init__(self) -> None:
         self._predict: Predict | None = None
+        self._describe: Callable[[], object] | None = None
         self._name = ""
         self._signature = Signature()
 
@@ -37,13 +46,17 @@ class PythonBackend:
         self._signature = declared_signature(model, "python")
         self._name = model.name
         put_model_on_path(model.model_dir, model.handler)
-        instance = _find_class(model.handler)()
+        kind = _find_class(model.handler)
+        model = on_usable_device(model)  # now that the model has imported what it needs
+        instance = kind()
         predict = getattr(instance, "predict", None)
         if not callable(predict):
             raise InvalidModel(f"{type(instance).__name__} in {model.handler} has no method predict(inputs, outputs).")
         if hasattr(instance, "load"):
             instance.load(model)
         self._predict = predict
+        said = getattr(instance, "describe", None)
+        self._describe = said if callable(said) else partial(describe_typed, "python", model)
         return self._signature
 
     def execute(self, batch: Batch) -> None:
@@ -62,9 +75,19 @@ class PythonBackend:
         # `outputs["y"] = array` replaces the slab's array in the dict instead of writing into it: take that as meant.
         self._copy_outputs(outputs if result is None else self._by_name(result), batch.outputs)
 
+    def describe(self) -> object:
+        """What the class' own `describe` returns; without one, its inputs and outputs."""
+        assert self._describe is not None, "load comes before describe"
+        failure: RingServeError
+        try:
+            return self._describe()
+        except BaseException as error:  # noqa: BLE001 - as in execute
+            failure = prediction_failure(error, self._name)
+        raise failure
+
     def close(self) -> None:
         """Let go of the model."""
-        self._predict = None
+        self._predict = self._describe = None
 
     def _by_name(self, result: Any) -> Mapping[str, Any]:
         names = [spec.name for spec in self._signature.outputs]

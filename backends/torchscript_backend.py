@@ -9,7 +9,13 @@ import torch
 from ringserve.backends.contract import Batch, LoadedModel
 from ringserve.backends.failures import prediction_failure
 from ringserve.backends.torchscript_file import load_torchscript
-from ringserve.backends.typed_model import check_output, declared_signature, refuse_outputs
+from ringserve.backends.typed_model import (
+    check_output,
+    declared_signature,
+    describe_typed,
+    on_usable_device,
+    refuse_outputs,
+)
 from ringserve.protocol.errors import InvalidModel, RingServeError
 from ringserve.protocol.tensor import Signature
 
@@ -22,11 +28,14 @@ class TorchScriptBackend:
         self._device = torch.device("cpu")
         self._name = ""
         self._signature = Signature()
+        self._described: dict[str, Any] = {}
 
     def load(self, model: LoadedModel) -> Signature:
         """Read the file onto the model's device. Raises `InvalidModel` without a declaration or without the file."""
         self._signature = declared_signature(model, "torchscript")
+        model = on_usable_device(model)
         self._name, self._device = model.name, torch.device(model.device)
+        self._described = describe_typed("torchscript", model)
         file_name = model.manifest.get("model", {}).get("serializedFile")
         if not file_name:
             raise InvalidModel(f'The backend "torchscript" needs a serializedFile in the manifest of {model.name}.')
@@ -52,6 +61,10 @@ class TorchScriptBackend:
             failure = prediction_failure(error, self._name, logged=batch.is_retry)
         if failure is not None:
             raise failure
+
+    def describe(self) -> object:
+        """Its inputs and outputs: a file cannot be asked for more."""
+        return self._described
 
     def close(self) -> None:
         """Let go of the module, and with it of its memory on the device."""

@@ -1,11 +1,16 @@
 """What the typed backends share: the declaration they require, and the check of what a model puts out."""
 
+import logging
+import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from ringserve.backends.contract import ContractBroken, LoadedModel
 from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature
+
+LOGGER = logging.getLogger("ringserve.model")
 
 HOW_TO_DECLARE = """Write them in model-config.yaml, with the shape of one row:
 inputs:
@@ -22,6 +27,27 @@ def declared_signature(model: LoadedModel, backend: str) -> Signature:
         wanted = " and ".join(missing)
         raise InvalidModel(f'The backend "{backend}" needs the {wanted} of {model.name} declared. {HOW_TO_DECLARE}')
     return signature
+
+
+def on_usable_device(model: LoadedModel) -> LoadedModel:
+    """The model, on the CPU where torch has no CUDA. A model that has not imported torch knows its device better than we."""
+    torch = sys.modules.get("torch")
+    if not model.device.startswith("cuda") or torch is None or torch.cuda.is_available():
+        return model
+    LOGGER.warning(
+        "The model %s was given %s, but torch has no CUDA here: it runs on the CPU", model.name, model.device
+    )
+    return replace(model, device="cpu", gpu_id=None)
+
+
+def describe_typed(backend: str, model: LoadedModel) -> dict[str, Any]:
+    """What a typed model can say of itself without any code: what it takes and gives, and where it runs."""
+    signature = model.signature
+    described: dict[str, Any] = {"backend": backend, "device": model.device}
+    for word in ("inputs", "outputs"):
+        specs = getattr(signature, word)
+        described[word] = [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
+    return described
 
 
 def check_output(name: str, expected: tuple[str, Iterable[int]], got: tuple[str, Iterable[int]]) -> None:

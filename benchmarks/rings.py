@@ -34,6 +34,9 @@ class NoModel:
     def execute(self, batch: Batch) -> None:
         pass
 
+    def describe(self) -> object:
+        return None
+
     def close(self) -> None:
         pass
 

@@ -5,6 +5,9 @@ from typing import NamedTuple, Protocol
 
 from ringserve.protocol.payload import Part
 
+# What TorchServe adds to the headers that a handler sees.
+HANDLER_HEADERS = {"explain": "False", "url_path": ""}
+
 
 class FormPart(NamedTuple):
     """One field of a form."""

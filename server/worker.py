@@ -16,12 +16,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from ringserve.backends.contract import Backend, LoadedModel
 from ringserve.backends.registry import create_backend
 from ringserve.protocol.errors import OutOfResources, RingServeError
 from ringserve.protocol.tensor import Signature
 from ringserve.server.control import (
+    Answered,
+    AskDescription,
     AtWork,
     Channel,
     ControlClosed,
@@ -29,12 +32,16 @@ from ringserve.server.control import (
     Loaded,
     LoadFailed,
     LoadModel,
+    Message,
     StopWorker,
     ToWorker,
+    Worn,
 )
+from ringserve.server.describing import describe
 from ringserve.server.execution import Execution
 from ringserve.server.replies import STATUS_OVERFLOW
 from ringserve.server.streaming import Chunks
+from ringserve.server.warmup import samples_of, warm_up
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import WorkerLink
@@ -45,6 +52,9 @@ logger = logging.getLogger("ringserve.worker")
 
 # How long a worker whose supervisor died may go on with what it is doing.
 ORPHAN_S_MAX = 30.0
+# After so many new objects the collector looks for garbage while a model is loaded, when nearly everything that is made stays:
+# at Python's own 700 that was an eighth of the time that importing torch takes from the models that are being served.
+LOADING_GC_OBJECTS = 10_000
 
 
 class ServedLane:
@@ -73,14 +83,25 @@ class ServedLane:
 
 
 class Worker:
-    """The loop. `response_bytes_max` is `max_response_size`."""
+    """The loop. `response_bytes_max` is `max_response_size`; after `requests_max` it asks to be replaced (0: never)."""
 
-    def __init__(self, channel: Channel, backend: Backend, signature: Signature, response_bytes_max: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        backend: Backend,
+        signature: Signature,
+        response_bytes_max: int,
+        requests_max: int = 0,
+    ) -> None:
         self._channel = channel
+        self._backend = backend
         self._execution = Execution(backend, signature, response_bytes_max)
         self._lanes: dict[int, ServedLane] = {}  # by the descriptor of their doorbell
         self._poller = select.poll()
         self._at_work = False
+        self._answered = False
+        self._requests_max = requests_max
+        self._rows_left = 0  # until the supervisor is to be told something
         self.orphaned = False
         self._stopping = False
 
@@ -108,8 +129,15 @@ class Worker:
         message, fds = received
         if isinstance(message, LinkLane):
             self._attach(message, fds)
+        elif isinstance(message, AskDescription):
+            self._describe(message)
         elif isinstance(message, StopWorker):
             self._stopping = True
+
+    def _describe(self, ask: AskDescription) -> None:
+        links = [served.link for served in self._lanes.values()]
+        description = describe(self._backend, ask, links)
+        self._tell(description)
 
     def _attach(self, message: LinkLane, fds: list[int]) -> None:
         served = ServedLane(Lane.attach(fds[0], message.shape), WorkerLink(tuple(fds[1:])))
@@ -143,10 +171,13 @@ class Worker:
                     self._hear_the_others()
 
     def _hear_the_others(self) -> None:
-        """Who has rung meanwhile has its turn before another's next batch."""
+        """Who has rung meanwhile has its turn before another's next batch; the supervisor as well, for several front ends
+        can keep a worker from ever being idle."""
         for fd, _ in self._poller.poll(0):
             if fd in self._lanes:
                 self._listen(fd)
+            elif fd == self._channel.fileno():
+                self._obey()
 
     def _is_at_work(self) -> None:
         """Front ends whose batches wait must not take a worker for stuck that works for another."""
@@ -158,8 +189,7 @@ class Worker:
         link = served.link
         if not self._at_work:
             self._at_work = True
-            with contextlib.suppress(ControlClosed):
-                self._channel.send(AtWork())
+            self._tell(AtWork())
         self._is_at_work()
         command = served.take()
         reach("command-taken")
@@ -176,6 +206,23 @@ class Worker:
         reach("completion-pushed")
         link.bell.ring()
         reach("completion-rung")
+        self._rows_left -= command.rows
+        if self._rows_left <= 0:
+            self._tell_of_work()
+
+    def _tell_of_work(self) -> None:
+        """The first batch is answered, or as many requests as this process is good for."""
+        if not self._answered:
+            self._answered = True
+            self._tell(Answered())
+            self._rows_left += self._requests_max or sys.maxsize
+        if self._rows_left <= 0:
+            self._tell(Worn())
+            self._rows_left = sys.maxsize
+
+    def _tell(self, message: Message) -> None:
+        with contextlib.suppress(ControlClosed):
+            self._channel.send(message)
 
 
 def _model_of(message: LoadModel) -> LoadedModel:
@@ -212,8 +259,14 @@ def _end_group() -> None:
     os._exit(1)
 
 
+def _exit_at_once() -> NoReturn:
+    """A thread of the model's would keep alive a worker that answers nobody."""
+    sys.stdout.flush()
+    os._exit(1)
+
+
 def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature]:
-    """Do as the first message says. Exits with 1 when the model cannot be loaded, having said why."""
+    """Do as the first message says. Exits with 1 when the model cannot be loaded, or not warmed up, having said why."""
     received = channel.receive(wait=True)
     assert received is not None
     message, _ = received
@@ -222,12 +275,14 @@ def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature]:
         os.chdir(message.model_dir)
         backend = create_backend(message.backend)
         signature = backend.load(_model_of(message))
+        samples = samples_of(Path(message.model_dir), message.warmup, message.config)
+        warm_up(backend, signature, message.batch_size, message.response_bytes_max, samples)
     except BaseException as error:
         logger.exception("model %s version %s cannot be loaded", message.model, message.version)
         text = error.message if isinstance(error, RingServeError) else f"{type(error).__name__}: {error}"
         out_of_memory = isinstance(error, MemoryError | OutOfResources) or "CUDA out of memory" in text
         channel.send(LoadFailed(text, out_of_memory))
-        sys.exit(1)
+        _exit_at_once()
     return backend, message, signature
 
 
@@ -251,19 +306,21 @@ def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), ToWorker)
     threading.Thread(target=_exit_when_orphaned, args=(channel.fileno(),), daemon=True).start()
     with contextlib.suppress(ControlClosed):
+        usual = gc.get_threshold()
+        gc.set_threshold(LOADING_GC_OBJECTS, *usual[1:])
         backend, message, signature = _load(channel)
+        if gc.get_threshold()[0] == LOADING_GC_OBJECTS:  # unless the model has chosen its own
+            gc.set_threshold(*usual)
         # Frameworks and weights stay for good: without this, the collector walks all of them while a batch waits.
         gc.collect()
         gc.freeze()
         channel.send(Loaded(signature))
-        worker = Worker(channel, backend, signature, message.response_bytes_max)
+        worker = Worker(channel, backend, signature, message.response_bytes_max, message.max_requests)
         try:
             worker.serve_forever()
         except Exception:
-            # At once: a thread of the model's would keep alive a worker that answers nobody.
             logger.exception("the lanes cannot be served any longer")
-            sys.stdout.flush()
-            os._exit(1)
+            _exit_at_once()
         backend.close()
         if worker.orphaned:
             _end_group()

@@ -58,6 +58,9 @@ class Model:
         self.batches.append(batch.rows)
         self._run(batch)
 
+    def describe(self) -> object:
+        return None
+
     def close(self) -> None:
         pass
 
