@@ -23,11 +23,15 @@ def fd_count(pid: int) -> int:
     return psutil.Process(pid).num_fds()
 
 
+def defunct(parent: int) -> list[int]:
+    return [each.pid for each in psutil.Process(parent).children() if each.status() == psutil.STATUS_ZOMBIE]
+
+
 def rss_bytes(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
-def test_a_worker_killed_a_hundred_times_costs_only_the_batches_it_executed(
+def test_a_worker_killed_a_hundred_times_costs_only_the_batches_it_executed_and_nothing_is_left_of_it(
     archive: Callable[..., Path], start: "Callable[..., Site]"
 ) -> None:
     site = start(archive("actor", config=f"batchSize: {BATCH}\n"))
@@ -48,6 +52,7 @@ def test_a_worker_killed_a_hundred_times_costs_only_the_batches_it_executed(
     assert memory[1] - memory[0] < GROWTH_BYTES_MAX
     assert descriptors[1] == descriptors[0], "of the front end and the supervisor"
     assert site.predict("actor", "7").text == "7"
+    wait_until(lambda: defunct(site.server.pid) == [], 10, "the burial of the last one")
 
 
 # What does not fit into a slab travels in segments of its own: requests padded, answers grown.
