@@ -5,7 +5,7 @@ import contextlib
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -30,6 +30,7 @@ from ringserve.server.wire import FIXED_HEADERS, error_body, json_text, request_
 logger = logging.getLogger("ringserve.http")
 
 App = Sanic[Any, Any]
+Listener = AsyncioServer | asyncio.AbstractServer
 
 logging.getLogger("sanic.root").setLevel(logging.WARNING)  # its banner says nothing about this server
 
@@ -83,7 +84,8 @@ class TorchServeErrors(ErrorHandler):
             limit = request.app.config.REQUEST_MAX_HEADER_SIZE
             exception = BadRequest(f"Invalid HTTP message. Head: expected at most {limit} bytes, got more.")
         error = translate(exception, self._request_bytes_max)
-        return _response(error_body(error), error.http_status, request)
+        headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+        return _response(error_body(error), error.http_status, request, headers)
 
 
 # RFC 9112, section 5: no blank before the colon, no folded lines. Who reads a header that others do not see takes one request for two.
@@ -139,18 +141,21 @@ class PlainResponse(HTTPResponse):
         return (pair for pair in super().processed_headers if pair[0] != b"alt-svc")
 
 
-def _response(body: bytes, status: int, request: Request) -> HTTPResponse:
+def _response(body: bytes, status: int, request: Request, more: Mapping[str, str]) -> HTTPResponse:
     if status >= 400 and request.stream is not None:
         stream: Any = request.stream
         stream.keep_alive = False  # TorchServe closes the connection then
         if stream.expecting_continue:  # it is not told to, so no body comes
             stream.expecting_continue, stream.request_body = False, None
-    headers = {"x-request-id": request_id(request.headers.getone("x-request-id", None)), **FIXED_HEADERS}
+    headers = {"x-request-id": request_id(request.headers.getone("x-request-id", None)), **FIXED_HEADERS, **more}
     return PlainResponse(body, status, headers, "application/json")
 
 
-def json_response(value: object, status: int, request: Request) -> HTTPResponse:
-    return _response(json_text(value), status, request)
+def json_response(
+    value: object, status: int, request: Request, headers: Mapping[str, str] | None = None
+) -> HTTPResponse:
+    """`headers` come on top of those that every answer has."""
+    return _response(json_text(value), status, request, headers or {})
 
 
 def make_app(name: str, request_bytes_max: int, header_timeout_s: int = REQUEST_S_MAX) -> App:
@@ -187,6 +192,13 @@ async def start_serving(
     return server
 
 
+async def serve_also(server: AsyncioServer, app: App, sock: socket.socket) -> asyncio.Server:
+    """One more listening socket for a server's app; the connections are the server's."""
+    loop = asyncio.get_running_loop()
+    make = partial(HttpProtocol, loop=loop, app=app, connections=server.connections)
+    return await loop.create_server(make, sock=sock, backlog=BACKLOG)
+
+
 def connector(server: AsyncioServer, app: App, protocol: type[HttpProtocol]) -> Connect:
     """How a socket that was accepted elsewhere becomes a connection of this server."""
     loop = asyncio.get_running_loop()
@@ -198,7 +210,7 @@ def connector(server: AsyncioServer, app: App, protocol: type[HttpProtocol]) -> 
     return connect
 
 
-def stop_accepting(server: AsyncioServer) -> None:
+def stop_accepting(server: Listener) -> None:
     """Close the listening socket of this process; connections go on."""
     server.close()
 

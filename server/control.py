@@ -6,19 +6,23 @@ the other process ended.
 """
 
 import array
-import asyncio
 import contextlib
 import errno
 import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from ringserve.protocol.payload import ErrorRecord
 from ringserve.protocol.tensor import Signature
 from ringserve.server.repository.sections import Sample
 from ringserve.shm.layout import LaneShape
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger("ringserve.control")
 
@@ -39,7 +43,7 @@ class ServeHttp(Message, frozen=True):
     """The first message to a front end, which is number `index`. Descriptors: the listening inference socket and, when there are
     several front ends, the page in which they count their connections. A request's head must be complete within
     the header timeout, its body within the body timeout and what its size adds; a client that reads nothing of its answer for
-    the write timeout is cut off."""
+    the write timeout is cut off. With an `admin_socket`, what is management's is passed on to that."""
 
     request_bytes_max: int
     server_version: str
@@ -48,12 +52,14 @@ class ServeHttp(Message, frozen=True):
     write_timeout_s: int
     front_ends: int
     index: int = 0
+    admin_socket: str = ""
 
 
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     """How a front end treats one model version; `key` is the supervisor's number for it, never reused. `serviceable` is
     false when no worker runs, starts or is about to be restarted. The timeouts are how long a request may wait for a worker,
-    and for its answer; 0 is for ever. `settled`: its first workers have all loaded, or one has failed to."""
+    and for its answer; 0 is for ever. `settled`: its first workers have all loaded, or one has failed to. `probe_at_ns`: when a
+    version that is not serviceable will be tried again (CLOCK_MONOTONIC), 0 where nobody knows."""
 
     key: int
     model: str
@@ -69,6 +75,7 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     min_workers: int = 0
     ready_workers: int = 0
     settled: bool = True
+    probe_at_ns: int = 0
 
 
 class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
@@ -134,9 +141,10 @@ class CloseLane(Message, frozen=True):
 
 
 class AskQueues(Message, frozen=True):
-    """Answered with `Queues`."""
+    """Answered with `Queues`, which tells more of the versions with these keys."""
 
     token: int
+    keys: tuple[int, ...] = ()
 
 
 class Drain(Message, frozen=True):
@@ -172,11 +180,22 @@ class WorkerStuck(Message, frozen=True):
     worker_id: str
 
 
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """What one version has to do in one front end: requests that no worker has begun with, since when the oldest of them has waited
+    (CLOCK_MONOTONIC, 0: none does), and what was answered so far in how much time of workers."""
+
+    waiting: int
+    oldest_ns: int
+    answered: int
+    busy_ns: int
+
+
 class Queues(Message, frozen=True):
-    """Waiting requests by version key."""
+    """Waiting requests by version key, and the load of those versions that were asked for."""
 
     token: int
     waiting: dict[int, int]
+    loads: dict[int, Load] = {}
 
 
 # ---- supervisor → worker
@@ -212,9 +231,11 @@ class LinkLane(Message, frozen=True):
 
 
 class AskDescription(Message, frozen=True):
-    """What does the model say of itself? Answered with `Description`, between two batches."""
+    """What does the model say of itself? Answered with `Description`, between two batches. A model that takes longer than
+    `timeout_s` is stuck; 0 is for ever."""
 
     token: int
+    timeout_s: float = 0.0
 
 
 class StopWorker(Message, frozen=True):
@@ -232,11 +253,21 @@ class AtWork(Message, frozen=True):
     """Sent once, with the first batch it takes: this process is worth replacing at once when it dies."""
 
 
+class Answered(Message, frozen=True):
+    """Sent once, with the first batch it has answered: the model works."""
+
+
+class Worn(Message, frozen=True):
+    """Sent once, when it has executed `max_requests`: a fresh process should replace it."""
+
+
 class Description(Message, frozen=True):
-    """The JSON text of the handler's answer; None when it gave none."""
+    """The JSON text of the model's answer, None when it gave none, or why there is none and with which status."""
 
     token: int
     text: bytes | None
+    error: ErrorRecord | None = None
+    status: int = 200
 
 
 class LoadFailed(Message, frozen=True):
@@ -244,6 +275,20 @@ class LoadFailed(Message, frozen=True):
 
     cause: str
     out_of_memory: bool
+
+
+# ---- supervisor → installer
+
+
+class BuildEnvironment(Message, frozen=True):
+    """The only message to a process that makes a Python environment in `folder`. Descriptor: its lock, which is free again when
+    that process and the supervisor are both through."""
+
+    folder: str
+    site_dirs: tuple[str, ...]
+    requirements: str
+    model_dir: str
+    own_pip: bool
 
 
 FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues
@@ -260,7 +305,7 @@ ToFrontEnd = (
     | Drain
 )
 ToWorker = LoadModel | LinkLane | AskDescription | StopWorker
-WorkerMessage = Loaded | AtWork | Description | LoadFailed
+WorkerMessage = Loaded | AtWork | Answered | Worn | Description | LoadFailed
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -280,6 +325,7 @@ class Channel:
         self._socket = sock
         self._decode = msgspec.msgpack.Decoder(receives).decode
         self._on_message: Callable[[object, list[int]], None] = lambda message, fds: None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that watches it
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -349,8 +395,10 @@ class Channel:
 
     def watch(self, on_message: Callable[[object, list[int]], None], on_closed: Callable[[], None]) -> None:
         """Call back on the running event loop for every message, and once when the other end is gone."""
+        from asyncio import get_running_loop  # not above: a worker never watches, and starts sooner without it
+
         self._on_message = on_message
-        loop = asyncio.get_running_loop()
+        loop = self._loop = get_running_loop()
 
         def readable() -> None:
             if not self.drain():
@@ -375,8 +423,9 @@ class Channel:
     def close(self) -> None:
         if self.fileno() < 0:
             return
-        with contextlib.suppress(RuntimeError):  # no loop runs: nothing watches
-            asyncio.get_running_loop().remove_reader(self.fileno())
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.remove_reader(self.fileno())
         self._socket.close()
 
 

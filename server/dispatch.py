@@ -24,13 +24,15 @@ from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature
 from ringserve.server.admission import Admission
 from ringserve.server.arrivals import Arrivals
-from ringserve.server.batching import OUTSTANDING_MAX, BatchPolicy, WaitUntil
+from ringserve.server.batching import BatchPolicy, WaitUntil
+from ringserve.server.control import Load
 from ringserve.server.deadlines import Deadlines
 from ringserve.server.delivery import Delivery
-from ringserve.server.drain_rate import DrainRate
-from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending
+from ringserve.server.drain_rate import RETRY_S_MAX, RETRY_S_MIN, DrainRate
+from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending, least_loaded
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
 from ringserve.server.limits import Limits
+from ringserve.server.load import load_of
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
 from ringserve.server.slab_queue import SlabQueue
 from ringserve.shm.faults import reach
@@ -86,12 +88,16 @@ class Dispatcher:
         """Whether headers are of no use to this model."""
         return self._typed
 
+    @property
+    def load(self) -> Load:
+        return load_of(self._queue, self._links.values(), self.waiting, self._drain)
+
     def submit(self, request: InferRequest, spool: Spool | None = None) -> Pending:
         """Queue a request, whose body may be in a spool. Raises `NoWorker`, `QueueFull`, `BadRequest`; the future may raise any
         `RingServeError`."""
         try:
             if not self._serviceable:
-                raise NoWorker(f"{self.label} has no worker")
+                raise self._no_worker()
             if not self.admission.try_enter():
                 raise self._full()
         except RingServeError:
@@ -130,9 +136,15 @@ class Dispatcher:
     def refuse(self) -> None:
         """Raises `NoWorker` or `QueueFull` where it is plain now that a request would be refused: its body need not come."""
         if not self._serviceable:
-            raise NoWorker(f"{self.label} has no worker")
+            raise self._no_worker()
         if self.admission.total >= self.admission.capacity:
             raise self._full()
+
+    def _no_worker(self) -> NoWorker:
+        """The next one is tried when the supervisor said; once that time has come, it may be there any moment."""
+        left_s = (self._probe_at_ns - time.monotonic_ns()) / 1e9
+        after_s = math.ceil(min(max(left_s, RETRY_S_MIN), RETRY_S_MAX)) if self._probe_at_ns else None
+        return NoWorker(f"{self.label} has no worker", retry_after_s=after_s)
 
     def _full(self) -> QueueFull:
         after_s = self._drain.seconds_for(self.admission.waiting, time.monotonic())
@@ -153,7 +165,7 @@ class Dispatcher:
     def _landed(self, pending: Pending) -> None:
         if not self._serviceable:
             self._forsaken(pending)
-            raise NoWorker(f"{self.label} has no worker")
+            raise self._no_worker()
         if pending.wait_until_ns:  # it waits from now on
             pending.wait_until_ns = time.monotonic_ns() + self.limits.queue_timeout_ms * 1_000_000
         if not self._queue.landed(pending):
@@ -194,11 +206,12 @@ class Dispatcher:
             self._serve_backlog()
             self._notice_idle()
 
-    def set_serviceable(self, serviceable: bool) -> None:
-        """Whether some worker runs, starts or restarts. Without one nobody may wait: all are answered now."""
-        self._serviceable = serviceable
+    def set_serviceable(self, serviceable: bool, probe_at_ns: int = 0) -> None:
+        """Whether some worker runs, starts or restarts. Without one nobody may wait: all are answered now, and told when the
+        next one is tried."""
+        self._serviceable, self._probe_at_ns = serviceable, probe_at_ns
         if not serviceable:
-            self._fail_waiting(NoWorker(f"{self.label} has no worker"))
+            self._fail_waiting(self._no_worker())
 
     # ---- the lane and its workers
 
@@ -247,7 +260,7 @@ class Dispatcher:
         else:
             self._drop(state)
         if not self._serviceable:
-            self._fail_waiting(NoWorker(f"{self.label} has no worker"))
+            self._fail_waiting(self._no_worker())
         self._go_on()
 
     def close(self, on_closed: Callable[[], None]) -> None:
@@ -295,7 +308,7 @@ class Dispatcher:
     def _pump(self) -> None:
         self._pump_due = False
         self._queue.refill()
-        while (state := self._least_loaded()) is not None:
+        while (state := least_loaded(self._links.values())) is not None:
             batch = self._queue.next_batch(len(state.outstanding))
             if isinstance(batch, Batch):
                 self._send(batch, state)
@@ -306,13 +319,6 @@ class Dispatcher:
                     self._timer.cancel()
                 self._timer = self._loop.call_later(max(0, batch.at_ns - time.monotonic_ns()) / 1e9, self._pump)
             return
-
-    def _least_loaded(self) -> LinkState | None:
-        best, fewest = None, OUTSTANDING_MAX
-        for state in self._links.values():
-            if state.alive and state.on_detached is None and len(state.outstanding) < fewest:
-                best, fewest = state, len(state.outstanding)
-        return best
 
     def _send(self, batch: Batch, state: LinkState) -> None:
         link, fill = state.link, batch.fill
@@ -415,9 +421,9 @@ class Dispatcher:
             except OutOfSharedMemory as error:
                 failure = OutOfResources(f"The answer does not fit into memory: {error}.")
         batch = state.outstanding.popleft()
-        state.since_ns = time.monotonic_ns()
+        began_ns, state.since_ns = state.since_ns, time.monotonic_ns()
         state.reported_stuck = False
-        self._drain.answered(batch.count)
+        self._drain.answered(batch.count, state.since_ns - began_ns)
         try:
             if failure is not None:
                 batch.fail(failure)

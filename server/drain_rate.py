@@ -1,4 +1,4 @@
-"""How fast a version answers, for telling a refused client when to come back."""
+"""How fast a version answers, for telling a refused client when to come back, and how busy its workers are with that."""
 
 # The rate is that of the last period and what has passed of the present one.
 PERIOD_S = 2.0
@@ -9,17 +9,21 @@ RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
 
 
 class DrainRate:
-    """Counts answers; looks at the clock only when it is asked. Times are seconds of a monotonic clock."""
+    """Counts answers; looks at the clock only when it is asked. Times are seconds of a monotonic clock. `total` rows were ever
+    answered, and kept workers busy for `busy_ns`."""
 
-    __slots__ = ("_answered", "_began_s", "_per_s")
+    __slots__ = ("_answered", "_began_s", "_per_s", "busy_ns", "total")
 
     def __init__(self, now_s: float) -> None:
         self._answered = 0
         self._began_s = now_s
         self._per_s = 0.0
+        self.total = self.busy_ns = 0
 
-    def answered(self, count: int) -> None:
+    def answered(self, count: int, took_ns: int = 0) -> None:
         self._answered += count
+        self.total += count
+        self.busy_ns += took_ns
 
     def seconds_for(self, waiting: int, now_s: float) -> float:
         """How long so many need at the present rate, from 1 to 60 s; 1 where there is none to go by."""

@@ -35,6 +35,7 @@ from ringserve.server.control import (
     FrontEndReady,
     LaneClosed,
     LinkLane,
+    Load,
     OpenLane,
     Queues,
     Routes,
@@ -44,9 +45,9 @@ from ringserve.server.control import (
     WorkerStuck,
 )
 from ringserve.server.lifecycle import Event, State
-from ringserve.server.pool import WorkerSlot
 from ringserve.server.process import ALLOCATOR, Child
 from ringserve.server.registry import ModelVersion
+from ringserve.server.worker_slot import WorkerSlot
 from ringserve.shm.lane import create_lane
 from ringserve.shm.layout import LaneShape
 from ringserve.shm.link import create_link
@@ -238,8 +239,8 @@ class Fleet:
                 self._answer((Detached, index, key, worker_id), True)
             case LaneClosed(key=key):
                 self._answer((LaneClosed, index, key), True)
-            case Queues(token=token, waiting=waiting):
-                self._answer((Queues, index, token), waiting)
+            case Queues(token=token):
+                self._answer((Queues, index, token), message)
             case WorkerStuck(key=key, worker_id=worker_id) if (key, worker_id) in slot.attached:
                 # Several may say so of one process; its successor, which has the same id, is not meant.
                 self._hooks.on_stuck(key, worker_id)
@@ -399,4 +400,14 @@ class Fleet:
         answers = [self._expect((Queues, slot.index, token), ASK_S_MAX) for slot in ready]
         for slot in ready:
             slot.child.send(AskQueues(token))
-        return sum(waiting.get(key, 0) for waiting in await asyncio.gather(*answers) if isinstance(waiting, dict))
+        return sum(told.waiting.get(key, 0) for told in await asyncio.gather(*answers) if isinstance(told, Queues))
+
+    async def loads(self, keys: tuple[int, ...]) -> list[dict[int, Load]] | None:
+        """What these versions have to do in each front end; None when one of them does not say."""
+        token = next(self._tokens)
+        ready = [slot for slot in self._slots if slot.ready]
+        answers = [self._expect((Queues, slot.index, token), ASK_S_MAX) for slot in ready]
+        for slot in ready:
+            slot.child.send(AskQueues(token, keys))
+        told = [answer.loads for answer in await asyncio.gather(*answers) if isinstance(answer, Queues)]
+        return told if len(told) == len(self._slots) else None

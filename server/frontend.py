@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import uvloop
 from sanic.server.async_server import AsyncioServer
@@ -45,6 +46,7 @@ from ringserve.server.control import (
 )
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.routes.connection import PredictionConnection
+from ringserve.server.routes.forwarding import Forwarding
 from ringserve.server.routes.inference import Inference, Timeouts
 from ringserve.server.routing import RouteTable
 from ringserve.shm.lane import Lane
@@ -66,6 +68,7 @@ class FrontEnd:
         self._pages: dict[int, tuple[Segment, int]] = {}  # queue pages whose versions the next routes bring
         self._server: AsyncioServer | None = None
         self._acceptor: Acceptor | None = None
+        self._forwarding: Forwarding | None = None
         self._draining: asyncio.Task[None] | None = None
         self._routed = asyncio.Event()
         self._done = asyncio.Event()
@@ -75,6 +78,8 @@ class FrontEnd:
         self._table.front_ends = first.front_ends
         timeouts = Timeouts(first.header_timeout_s, first.body_timeout_s, first.write_timeout_s)
         inference = Inference(self._table, first.request_bytes_max, timeouts)
+        if first.admin_socket:
+            inference.forwarding = self._forwarding = Forwarding(Path(first.admin_socket))
         # What exists now stays for good: the collector need not look at it again for every few thousand requests.
         gc.collect()
         gc.freeze()
@@ -149,7 +154,9 @@ class FrontEnd:
             case CloseLane():
                 self._close_lane(message.key)
             case AskQueues():
-                self._tell(Queues(message.token, {key: each.waiting for key, each in dispatchers.items()}))
+                waiting = {key: each.waiting for key, each in dispatchers.items()}
+                loads = {key: dispatchers[key].load for key in message.keys if key in dispatchers}
+                self._tell(Queues(message.token, waiting, loads))
             case Drain():
                 self._drain(message.deadline_s)
             case _:
@@ -188,6 +195,7 @@ class FrontEnd:
 
     def _drain(self, deadline_s: float) -> None:
         if self._draining is None:
+            self._table.draining = True
             self._draining = asyncio.ensure_future(self._drained(deadline_s))
             self._routed.set()
 
@@ -198,6 +206,8 @@ class FrontEnd:
         if self._acceptor is not None:
             self._acceptor.close()
         stop_accepting(self._server)
+        if self._forwarding is not None:
+            self._forwarding.stop()
         end = time.monotonic() + deadline_s
         while wind_down(self._server) and time.monotonic() < end:
             await asyncio.sleep(0.02)

@@ -11,12 +11,13 @@ where the answer is sent straight from the slab, flushed.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any
 
 from ringserve.protocol.errors import RingServeError
 from ringserve.protocol.request import Answer, InferRequest
+from ringserve.server.batching import OUTSTANDING_MAX
 from ringserve.server.payloads import Payload
 from ringserve.server.sources import Frame, ReplyStream
 from ringserve.shm.faults import reach
@@ -410,3 +411,12 @@ class LinkState:
         if self.has_begun(self.outstanding[0]):
             return timeout_s - (now_ns - max(at_work_ns, self.heard_ns)) / 1e9
         return timeout_s * front_ends - (now_ns - max(at_work_ns, self.since_ns)) / 1e9
+
+
+def least_loaded(states: Iterable[LinkState]) -> LinkState | None:
+    """The worker that is to have the next batch; None when all have enough."""
+    best, fewest = None, OUTSTANDING_MAX
+    for state in states:
+        if state.alive and state.on_detached is None and len(state.outstanding) < fewest:
+            best, fewest = state, len(state.outstanding)
+    return best

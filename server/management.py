@@ -24,10 +24,13 @@ from ringserve.protocol.errors import (
 )
 from ringserve.server.app import METHOD_NOT_ALLOWED
 from ringserve.server.description import describe_version
-from ringserve.server.registration import WORKERS_MAX, Dropped, Registration, make_version, overridden
+from ringserve.server.device_watch import DeviceWatch
+from ringserve.server.registration import Dropped, Registration, make_version, overridden
 from ringserve.server.registry import ModelVersion
+from ringserve.server.repository.allowed_urls import REMOTE, shown_url
+from ringserve.server.repository.environments import Environments
 from ringserve.server.repository.store import ModelStore, UnpackedModel, fallback_name
-from ringserve.server.settings import Settings
+from ringserve.server.settings import WORKERS_MAX, Settings
 from ringserve.server.versions import Versions
 
 logger = logging.getLogger("ringserve.management")
@@ -46,11 +49,14 @@ class Repository(Protocol):
 class Management:
     """Edits desired state and waits, where asked to, until it is so."""
 
-    def __init__(self, settings: Settings, store: ModelStore) -> None:
-        self.versions = Versions(settings, store)
+    def __init__(
+        self, settings: Settings, store: ModelStore, devices: DeviceWatch, environments: Environments
+    ) -> None:
+        self.versions = Versions(settings, store, devices)
         self.registry = self.versions.registry
+        self.environments = environments
         self.repository: Repository | None = None  # where one is watched
-        self._settings = settings
+        self.settings = settings
         self._store = store
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,12 +64,17 @@ class Management:
 
     async def register(self, wanted: Registration) -> str:
         """Returns the sentence of the answer. Raises what section 2.2 lists."""
-        if not (self._settings.enable_model_api or wanted.at_startup):
+        if not (self.settings.enable_model_api or wanted.at_startup):
             raise MethodNotAllowed(METHOD_NOT_ALLOWED)
-        path = self._store.locate(wanted.url)
-        name_if_absent = wanted.model_name or (fallback_name(path) if wanted.at_startup else None)
-        unpacked = await asyncio.to_thread(self._store.unpack, path, name_if_absent)
-        version = await self._admitted(wanted, unpacked)
+        fetched = await self._store.fetch(wanted.url, s3_sse_kms=wanted.s3_sse_kms, at_startup=wanted.at_startup)
+        name_if_absent = wanted.model_name or (fallback_name(fetched.path) if wanted.at_startup else None)
+        try:
+            unpacked = await asyncio.to_thread(self._store.unpack, fetched.path, name_if_absent)
+            version = await self._admitted(replace(wanted, url=fetched.shown_url), unpacked)
+        except BaseException:
+            await asyncio.to_thread(self._store.take_back, fetched)
+            raise
+        version.fetched = fetched
         await self.versions.start(version)
         if version.min_workers == 0:
             return (
@@ -80,8 +91,11 @@ class Management:
     async def _admitted(self, wanted: Registration, unpacked: UnpackedModel) -> ModelVersion:
         """In the registry, and without workers. When it cannot be, nothing is left."""
         try:
-            version = make_version(self.registry.next_key(), wanted, unpacked, self._settings)
+            version = make_version(self.registry.next_key(), wanted, unpacked, self.settings)
+            self.versions.check_devices(version)
+            await self.versions.look_at_devices(version)
             self._check_free(version, None)
+            version.python = await self.environments.python_for(unpacked, version.name)
             self.versions.add(version)
         except BaseException:
             self._store.discard(unpacked)
@@ -101,15 +115,16 @@ class Management:
         if [entry.lower() for entry in wanted] == ["all"]:
             wanted = self._store.entries()
         for entry in wanted:
-            name, separator, location = entry.partition("=")
+            name, separator, location = ("", "", "") if REMOTE.match(entry) else entry.partition("=")
             url = location if separator else entry
+            shown = f"{name}{separator}{shown_url(url)}" if separator else shown_url(url)
             try:
                 said = await self.register(
                     Registration(url, name if separator else None, synchronous=False, at_startup=True)
                 )
-                logger.info("%s: %s", url, said)
+                logger.info("%s: %s", shown_url(url), said)
             except RingServeError as error:
-                logger.error("Failed to load model: %s: %s", entry, error.message)
+                logger.error("Failed to load model: %s: %s", shown, error.message)
 
     # ---- the model repository
 
@@ -128,12 +143,15 @@ class Management:
         wanted = Registration(dropped.url, dropped.model_name, at_startup=True)
         try:
             unpacked = overridden(unpacked, dropped.overrides)
-            version = make_version(self.registry.next_key(), wanted, unpacked, self._settings, dropped.version)
+            version = make_version(self.registry.next_key(), wanted, unpacked, self.settings, dropped.version)
             if replaces is not None and replaces.scaled and self.registry.holds(replaces):
                 version.min_workers, version.max_workers = replaces.min_workers, replaces.max_workers
             if not dropped.at_startup:
                 version.options = replace(version.options, loaded_at_startup=False)
+            self.versions.check_devices(version)
+            await self.versions.look_at_devices(version)
             self._check_free(version, replaces)
+            version.python = await self.environments.python_for(unpacked, version.name)
             if not beside:
                 self.versions.add(version)
         except BaseException:
@@ -147,6 +165,10 @@ class Management:
         if replaces is not None:
             await self.retire(replaces)
         return version
+
+    async def abandon(self, url: str) -> None:
+        """Make the `deploy` of a file that still loads beside end with an error; nothing happens where none does."""
+        await self.versions.abandon(url)
 
     async def retire(self, version: ModelVersion) -> None:
         """Its requests are answered, then it is unloaded. Nothing happens when it is not there any more."""
@@ -201,7 +223,7 @@ class Management:
 
     async def unregister(self, name: str, version: str | None) -> str:
         """Raises `InvalidVersionUse`, `RequestTimeout`, or what `find` raises."""
-        if not self._settings.enable_model_api:
+        if not self.settings.enable_model_api:
             raise MethodNotAllowed(METHOD_NOT_ALLOWED)
         found = self.registry.find(name, version)
         self.registry.check_removable(found)
@@ -230,7 +252,8 @@ class Management:
     async def _describe(self, version: ModelVersion) -> dict[str, object]:
         fleet = self.versions.fleet
         waiting = await fleet.queue_depth(version.key) if fleet is not None else 0
-        described = describe_version(version, self.versions.slots(version), waiting)
+        await self.versions.devices.refresh(age_s_max=1.0)
+        described = describe_version(version, self.versions.slots(version), waiting, self.versions.devices.placer)
         files = [each for each in self._files_of(version.name) if each.get("version") in (None, version.version)]
         if files:
             described["repository"] = files

@@ -207,3 +207,10 @@ def oom_kills(path: Path = Path("/proc/vmstat")) -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+def rss_bytes(pid: int) -> int:
+    """How much memory a process takes; 0 for one that is gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

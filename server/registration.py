@@ -13,12 +13,10 @@ from ringserve.server.registry import ModelVersion, ServingOptions
 from ringserve.server.repository.manifest import check_inside, usable_name
 from ringserve.server.repository.model_config import parse_model_config
 from ringserve.server.repository.store import UnpackedModel
-from ringserve.server.settings import Settings
+from ringserve.server.settings import BATCH_SIZE_MAX, WORKERS_MAX, Settings
 
 logger = logging.getLogger("ringserve.management")
 
-WORKERS_MAX = 1024
-BATCH_SIZE_MAX = 65_536
 QUEUE_WAIT_MS_DEFAULT = 100
 
 
@@ -76,16 +74,33 @@ def make_version(
     if wanted.handler:
         check_inside("handler", wanted.handler.partition(":")[0])
     defaults = _Defaults(settings.model_defaults, name, label)
-    batch_size = wanted.batch_size or config.batch_size or defaults.above_zero("batchSize") or 1
-    if not 0 < batch_size <= BATCH_SIZE_MAX:
-        raise BadRequest(f"batch_size: expected 1 to {BATCH_SIZE_MAX}, got {batch_size}")
     low, high = config.worker_range or _workers(wanted, settings, defaults)
     if high > WORKERS_MAX:
         raise BadRequest(f"workers: expected at most {WORKERS_MAX}, got {high}")
+    options = _options(wanted, unpacked, settings, defaults)
     ignored = unsupported_keys(config)
     if ignored:
         logger.warning("%s: this version does not do what model-config.yaml asks for by: %s", name, ", ".join(ignored))
-    options = ServingOptions(
+    return ModelVersion(key, name, label, wanted.url or "", unpacked, options, low, high)
+
+
+def _options(
+    wanted: Registration, unpacked: UnpackedModel, settings: Settings, defaults: "_Defaults"
+) -> ServingOptions:
+    """Each from the first of those who say anything, in TorchServe's order."""
+    config = unpacked.config
+    for parameter, value in (
+        ("max_batch_delay", wanted.max_batch_delay_ms),
+        ("response_timeout", wanted.response_timeout_s),
+        ("startup_timeout", wanted.startup_timeout_s),
+        ("queue_timeout", wanted.queue_timeout_s),
+    ):
+        if value is not None and value < 0:
+            raise BadRequest(f"{parameter}: expected 0 or more, got {value}")
+    batch_size = wanted.batch_size or config.batch_size or defaults.above_zero("batchSize") or 1
+    if not 0 < batch_size <= BATCH_SIZE_MAX:
+        raise BadRequest(f"batch_size: expected 1 to {BATCH_SIZE_MAX}, got {batch_size}")
+    return ServingOptions(
         batch_size=batch_size,
         batch_wait_ms=_first(
             wanted.max_batch_delay_ms,
@@ -106,11 +121,10 @@ def make_version(
             wanted.startup_timeout_s,
             settings.default_startup_timeout_s,
         ),
-        handler=wanted.handler or manifest.handler,
+        handler=wanted.handler or unpacked.manifest.handler,
         loaded_at_startup=wanted.at_startup,
         queue_timeout_s=_first(config.queue_timeout_s, wanted.queue_timeout_s, settings.default_queue_timeout_s),
     )
-    return ModelVersion(key, name, label, wanted.url or "", unpacked, options, low, high)
 
 
 def _workers(wanted: Registration, settings: Settings, defaults: "_Defaults") -> tuple[int, int]:
@@ -120,7 +134,7 @@ def _workers(wanted: Registration, settings: Settings, defaults: "_Defaults") ->
         low, high = defaults.above_zero("minWorkers"), defaults.above_zero("maxWorkers")
         if low is not None and high is not None and high >= low:
             return low, high
-        count = count or cpu_count()
+        count = count or settings.number_of_gpu or cpu_count()
     count = max(0, _first(wanted.initial_workers, count))
     return count, count
 

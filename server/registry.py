@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ringserve.protocol.errors import Conflict, InvalidVersionUse, ModelNotFound, VersionNotFound
 from ringserve.protocol.tensor import Signature
+from ringserve.server.repository.remote import Fetched
 from ringserve.server.repository.store import UnpackedModel
 
 
@@ -42,6 +43,7 @@ class ModelVersion:
     signature: Signature | None = None
     scaled: bool = False  # its numbers of workers were changed by the API: a replacement takes them over
     python: str = sys.executable  # of its workers: one with the packages it requires
+    fetched: Fetched | None = None  # where its archive came from, when a registration brought it
 
 
 @dataclass(slots=True)

@@ -59,7 +59,7 @@ class RouteTable:
         if dispatcher is None:
             dispatcher = self.dispatchers[route.key] = _dispatcher(route, self.front_ends)
             on_new(route.key, dispatcher)
-        dispatcher.set_serviceable(route.serviceable)
+        dispatcher.set_serviceable(route.serviceable, route.probe_at_ns)
         return dispatcher
 
 

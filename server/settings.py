@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ringserve.server.repository.allowed_urls import AllowedUrls
+
 
 class ConfigError(Exception):
     """The server cannot start with this configuration; the message names the key, what was expected and what came."""
@@ -61,8 +63,11 @@ class Settings:
     repository_poll_s: int = 5
     allowed_urls: tuple[str, ...] = ()  # regular expressions; none: no remote sources
     use_env_allowed_urls: bool = False
+    max_model_download_bytes: int = 16 << 30
+    model_download_timeout_s: int = 600
     install_py_dep_per_model: bool = False
-    cache_dir: Path | None = None
+    model_install_timeout_s: int = 900
+    cache_dir: Path | None = None  # None: the user's
     number_of_gpu: int | None = None  # None: as many as there are
     initial_worker_port: int = 9000  # the first worker's id
     model_defaults: Mapping[str, Any] = field(
@@ -97,7 +102,10 @@ _HONOURED = {
     "repository_poll_s": "repository_poll_s",
     "allowed_urls": "allowed_urls",
     "use_env_allowed_urls": "use_env_allowed_urls",
+    "max_model_download_bytes": "max_model_download_bytes",
+    "model_download_timeout": "model_download_timeout_s",
     "install_py_dep_per_model": "install_py_dep_per_model",
+    "model_install_timeout": "model_install_timeout_s",
     "cache_dir": "cache_dir",
     "number_of_gpu": "number_of_gpu",
     "initial_worker_port": "initial_worker_port",
@@ -128,16 +136,24 @@ _AT_LEAST = {
     "body_timeout": 1,
     "write_timeout": 1,
     "unregister_model_timeout": 0,
+    "max_model_download_bytes": 1,
+    "model_download_timeout": 1,
     "max_request_size": 1,
     "max_response_size": 1,
     "repository_poll_s": 1,
     "number_of_gpu": 0,
     "initial_worker_port": 0,
+    "model_install_timeout": 1,
 }
 # `auto` is `watch` when everything in the folder is to be served (`--models all`, or no model store named at all), else `none`.
 MODEL_CONTROL_MODES = ("auto", "none", "watch", "poll", "explicit")
 INT_MAX = 2**31 - 1
+_AT_MOST = {"max_model_download_bytes": 2**53}  # every other one: INT_MAX
+DEFAULT_REPOSITORY = Path("model_repository")
 FRONT_ENDS_MAX = 256
+# What a model version may ask for.
+WORKERS_MAX = 1024
+BATCH_SIZE_MAX = 65_536
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ENVIRONMENT = re.compile(r"\$\$([A-Za-z_][A-Za-z0-9_]*)\$\$")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -208,6 +224,8 @@ def read_config_file(path: Path, environ: Mapping[str, str]) -> Settings:
             continue
         field = _HONOURED[entry.key]
         fields[field] = _value(field, entry.key, _expanded(entry.value, environ, where), where)
+    if fields.get("use_env_allowed_urls") and "TS_ALLOWED_URLS" in environ:
+        fields["allowed_urls"] = _url_patterns(environ["TS_ALLOWED_URLS"], "TS_ALLOWED_URLS")
     return replace(Settings(), **fields, warnings=tuple(warnings))
 
 
@@ -230,8 +248,10 @@ def _expanded(value: str, environ: Mapping[str, str], where: str) -> str:
 def _value(field: str, key: str, text: str, where: str) -> Any:
     if field in ("model_store", "cache_dir"):
         return Path(text)
-    if field in ("models", "allowed_urls"):
-        return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+    if field == "models":
+        return _listed(text)
+    if field == "allowed_urls":
+        return _url_patterns(text, where)
     if field == "model_defaults":
         return _model_defaults(text, where)
     if field == "model_control_mode":
@@ -243,9 +263,23 @@ def _value(field: str, key: str, text: str, where: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"{where}: expected true or false, got {text!r}")
         return text.lower() == "true"
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not _AT_LEAST[key] <= int(text) <= INT_MAX:
-        raise ConfigError(f"{where}: expected a whole number from {_AT_LEAST[key]} to {INT_MAX}, got {text!r}")
+    largest = _AT_MOST.get(key, INT_MAX)
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not _AT_LEAST[key] <= int(text) <= largest:
+        raise ConfigError(f"{where}: expected a whole number from {_AT_LEAST[key]} to {largest}, got {text!r}")
     return int(text)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+def _url_patterns(text: str, where: str) -> tuple[str, ...]:
+    patterns = _listed(text)
+    try:
+        AllowedUrls(patterns)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return patterns
 
 
 def _choice(text: str, accepted: Sequence[str], where: str) -> str:
@@ -278,6 +312,20 @@ def parse_address(text: str, where: str, default_port: int) -> Address:
     return Address(parts.hostname, port)
 
 
+def with_repository(settings: Settings, repository: Path | None = None, default: Path = DEFAULT_REPOSITORY) -> Settings:
+    """With a folder of models and a mode of looking at it that leaves nothing open: a `repository` is served whole and watched,
+    and so is the one of the `default` name when no model store was named at all."""
+    if repository is None and settings.model_store is None and default.is_dir():
+        repository = default
+    if repository is not None:
+        settings = replace(settings, model_store=repository)
+    mode = settings.model_control_mode
+    if mode == "auto":
+        everything = [entry.lower() for entry in settings.models] == ["all"]
+        mode = "watch" if everything or repository is not None else "none"
+    return replace(settings, model_control_mode=mode, enable_model_api=settings.enable_model_api or mode == "explicit")
+
+
 def check(settings: Settings) -> None:
     """What no single key shows. Raises `ConfigError`."""
     if settings.model_store is None:
@@ -292,7 +340,3 @@ def check(settings: Settings) -> None:
             )
     if settings.frontends > FRONT_ENDS_MAX:
         raise ConfigError(f"frontends: expected at most {FRONT_ENDS_MAX}, got {settings.frontends}")
-    if settings.inference_address == settings.management_address:
-        raise ConfigError(
-            f"management_address: expected another address than inference_address, got {settings.management_address} for both"
-        )

@@ -319,6 +319,12 @@ class SlabQueue:
         self._early.clear()
         self._backlog.clear()
 
+    @property
+    def oldest_ns(self) -> int:
+        """Since when somebody has waited in a slab; 0: nobody does."""
+        fills = (*self._leaving, *((self._open,) if self._open is not None else ()))
+        return min((fill.oldest_ns for fill in fills if fill.ready), default=0)
+
     def lined_up(self) -> int:
         """Slabs with rows that wait for a worker."""
         opened = self._open is not None and self._open.live > 0

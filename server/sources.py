@@ -5,14 +5,17 @@ a `Frame` here; when every client has taken its piece, the worker gets a credit 
 the model down instead of filling memory.
 """
 
-import asyncio
 import fcntl
 import struct
 import termios
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ringserve.shm.spool import Windows
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 def _nobody() -> None:
@@ -147,7 +150,7 @@ class ReplyStream:
         self.close()
 
 
-def untaken_bytes(transport: asyncio.Transport) -> int:
+def untaken_bytes(transport: "asyncio.Transport") -> int:
     """What of an answer the client has not taken: also what the kernel holds, whose buffer may be megabytes. It asks for more
     only when a good part of them is gone, which takes a slow reader longer than a silent one is given."""
     left = transport.get_write_buffer_size()

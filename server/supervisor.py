@@ -14,18 +14,28 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from importlib.metadata import version as package_version
 from pathlib import Path
 
 import psutil
 
-from ringserve.server.app import BACKLOG, close_idle, start_serving, stop_accepting
+from ringserve.server.admin_socket import SOCKET_NAME, listen_privately
+from ringserve.server.app import BACKLOG, Listener, close_idle, serve_also, start_serving, stop_accepting
+from ringserve.server.autoscale import Autoscaler
 from ringserve.server.budget import front_ends_default
 from ringserve.server.control import ServeHttp
+from ringserve.server.device_watch import open_devices
+from ringserve.server.dropin import DropIn
 from ringserve.server.fleet import Fleet, FleetHooks
 from ringserve.server.management import Management
+from ringserve.server.recycling import Recycler
+from ringserve.server.repository.environments import Environments
+from ringserve.server.repository.incoming import DownloadLimits
+from ringserve.server.repository.remote import RemoteSources, sweep_parts
 from ringserve.server.repository.store import ModelStore
+from ringserve.server.repository.watch import Watcher
 from ringserve.server.routes.management import ManagementRoutes
 from ringserve.server.settings import Address, ConfigError, Settings
 from ringserve.shm.link import END_FDS
@@ -88,21 +98,35 @@ class Supervisor:
     def __init__(self, settings: Settings, on_started: Callable[[], None]) -> None:
         self._settings = settings
         self._on_started = on_started
+        limits = DownloadLimits(settings.max_model_download_bytes, settings.model_download_timeout_s)
+        self._remote = RemoteSources(settings.allowed_urls, limits)
         self._stop_asked = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._dropin: DropIn | None = None
+        self._upkeep: list[asyncio.Task[None]] = []  # what adapts the workers to what there is to do
 
     async def run(self) -> None:
         """Until stopped by SIGTERM or SIGINT. Raises `ConfigError`, or `RingServeError` when a front end cannot start."""
-        settings = self._settings
-        assert settings.model_store is not None
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop_requested)
         raise_file_limit()
+        devices = await open_devices(os.environ, self._settings.number_of_gpu)
+        settings = replace(self._settings, number_of_gpu=len(devices.placer.devices))
+        assert settings.model_store is not None
         inference = listen("inference", settings.inference_address)
-        management_socket = listen("management", settings.management_address)
+        shared = settings.management_address == settings.inference_address
+        management_socket = None if shared else listen("management", settings.management_address)
         sweep_names()
+        await asyncio.to_thread(sweep_parts, settings.model_store)
         work_dir = make_work_dir(Path(tempfile.gettempdir()))
-        management = Management(settings, ModelStore(settings.model_store, work_dir))
+        environments = Environments(
+            settings.cache_dir,
+            work_dir / "cache",
+            every_model=settings.install_py_dep_per_model,
+            install_s_max=settings.model_install_timeout_s,
+        )
+        store = ModelStore(settings.model_store, work_dir, self._remote)
+        management = Management(settings, store, devices, environments)
         versions = management.versions
         front_ends = settings.frontends or front_ends_default()
         first = ServeHttp(
@@ -112,28 +136,65 @@ class Supervisor:
             settings.body_timeout_s,
             settings.write_timeout_s,
             front_ends,
+            admin_socket=str(work_dir / SOCKET_NAME) if shared else "",
         )
         hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
         fleet = Fleet(inference, first, settings.max_response_size, hooks)
         try:
-            await management.load_at_startup(settings.models)
+            routes = ManagementRoutes(management, settings.max_request_size)
+            server = await start_serving(routes.app, listen_privately(work_dir / SOCKET_NAME, BACKLOG))
+            await self._until_stopped(self._load(settings, management, store))
             versions.fleet = fleet
             logger.info("front ends: %d", front_ends)
             await fleet.start(front_ends)
-            routes = ManagementRoutes(management, settings.max_request_size)
-            server = await start_serving(routes.app, management_socket)
+            autoscaler = Autoscaler(versions.serving, fleet.loads, versions.look_at_devices)
+            self._upkeep = [asyncio.ensure_future(each.run()) for each in (autoscaler, Recycler(versions.serving))]
+            listening: list[Listener] = [server]
+            if management_socket is not None:
+                listening.append(await serve_also(server, routes.app, management_socket))
             logger.info("Inference API bind to: %s", settings.inference_address)
             logger.info("Management API bind to: %s", settings.management_address)
             self._on_started()
             await self._stop_asked.wait()
             logger.info("stopping: answering what is in flight")
-            stop_accepting(server)
+            for each in listening:
+                stop_accepting(each)
             close_idle(server)
         finally:
             await self._stop(fleet, management)
+            devices.close()
             inference.close()
-            management_socket.close()
+            if management_socket is not None:
+                management_socket.close()
+            await asyncio.get_running_loop().shutdown_default_executor()  # nobody may still unpack into it
             shutil.rmtree(work_dir, ignore_errors=True)
+
+    async def _load(self, settings: Settings, management: Management, store: ModelStore) -> None:
+        """What is there from the start: the models that were named, and what lies in the folder when that is looked at."""
+        mode, root = settings.model_control_mode, settings.model_store
+        assert root is not None
+        watched = mode in ("watch", "poll")
+        everything = [entry.lower() for entry in settings.models] == ["all"]
+        if mode != "explicit" and not (watched and everything):
+            await management.load_at_startup(settings.models)
+        if watched:
+            poll_s = float(settings.repository_poll_s)
+            watcher = Watcher(root, poll_s=poll_s if mode == "poll" else None, fallback_poll_s=poll_s)
+            ready = management.versions.why_not_ready
+            management.repository = self._dropin = DropIn(
+                root, management, watcher, came_by_url=store.came_by_url, why_not_ready=ready
+            )
+            await self._dropin.start()
+
+    async def _until_stopped(self, work: Coroutine[None, None, None]) -> None:
+        """Archives and packages may take their time: who wants us to end does not wait for them."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop_asked.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
     async def _stop(self, fleet: Fleet, management: Management) -> None:
         orderly = asyncio.ensure_future(self._stop_in_order(fleet, management))
@@ -147,6 +208,11 @@ class Supervisor:
         await orderly
 
     async def _stop_in_order(self, fleet: Fleet, management: Management) -> None:
+        for task in self._upkeep:
+            task.cancel()
+        await management.environments.close()
+        if self._dropin is not None:
+            await self._dropin.stop()
         await fleet.stop(DRAIN_S)
         await management.versions.stop()
 
@@ -154,3 +220,4 @@ class Supervisor:
         if self._stop_asked.is_set():
             self._hurry.set()
         self._stop_asked.set()
+        self._remote.stop()

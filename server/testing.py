@@ -74,7 +74,9 @@ class ServerProcess:
         self.tmp_dir = self.folder / "tmp"
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         addresses = {f"{name}_address": f"http://127.0.0.1:{free_port()}" for name in ("inference", "management")}
-        self.config: dict[str, object] = {**addresses, "frontends": 1, **(config or {})}
+        # What a test puts into the store, it registers itself.
+        defaults = {"frontends": 1, "model_control_mode": "none"}
+        self.config: dict[str, object] = {**addresses, **defaults, **(config or {})}
         self.inference_url = str(self.config["inference_address"])
         self.management_url = str(self.config["management_address"])
         self.config_file = self.folder / "config.properties"

@@ -13,12 +13,15 @@ from importlib.metadata import version as package_version
 from ringserve.protocol.errors import Internal, InvalidModel, OutOfResources, RingServeError, VersionNotFound
 from ringserve.protocol.tensor import Signature
 from ringserve.server.control import LoadModel, ModelRoute, Routes, VersionRoute
+from ringserve.server.device_watch import DeviceWatch
 from ringserve.server.fleet import Fleet
+from ringserve.server.health import Health
 from ringserve.server.placement import CPU, Place
-from ringserve.server.pool import PoolHooks, WorkerPool, WorkerSlot
+from ringserve.server.pool import PoolHooks, WorkerPool
 from ringserve.server.registry import ModelVersion, Registry
 from ringserve.server.repository.store import ModelStore
 from ringserve.server.settings import Settings
+from ringserve.server.worker_slot import WorkerSlot
 
 logger = logging.getLogger("ringserve.management")
 
@@ -26,14 +29,16 @@ logger = logging.getLogger("ringserve.management")
 class Versions:
     """Edits what is served and waits, where asked to, until it is so."""
 
-    def __init__(self, settings: Settings, store: ModelStore) -> None:
+    def __init__(self, settings: Settings, store: ModelStore, devices: DeviceWatch) -> None:
         self.registry = Registry()
+        self.devices = devices
         self.fleet: Fleet | None = None  # set once it exists; until then there is nobody to tell
         self._settings = settings
         self._store = store
         self._pools: dict[int, WorkerPool] = {}
         self._beside: dict[int, ModelVersion] = {}
         self._starting: set[int] = set()  # asked for at start-up, and neither loaded nor failed yet
+        self._settled: set[int] = set()
         self._worker_ids = itertools.count(settings.initial_worker_port)
         self._server_version = package_version("ringserve")
         self._removals: dict[int, asyncio.Task[bool]] = {}
@@ -118,6 +123,8 @@ class Versions:
         )
 
     def _hooks(self, version: ModelVersion) -> PoolHooks:
+        placer = self.devices.placer
+
         def on_ready(slot: WorkerSlot, signature: Signature) -> None:
             self.check_known(version)
             if version.signature is None:
@@ -126,8 +133,10 @@ class Versions:
                 raise Internal(f"Worker {slot.worker_id} declares other inputs and outputs than the workers before it.")
             if self.fleet is not None:
                 self.fleet.link(version, slot)
+            placer.loaded(slot.place)
 
         def on_lost(slot: WorkerSlot, status: int, cause: str) -> None:
+            placer.lost(slot.place)
             if self.fleet is not None:
                 self.fleet.worker_gone(version, slot.worker_id, status, cause)
 
@@ -135,19 +144,33 @@ class Versions:
             if self.fleet is not None:
                 await self.fleet.detach(version, slot.worker_id, self._settings.unregister_model_timeout_s)
 
-        def place() -> Place:
-            return CPU
+        def place(instead_of: Place = CPU) -> Place:
+            config = version.unpacked.config
+            wish = config.sections.placement
+            return placer.place(version.key, wish, config.device_type, config.device_ids, instead_of)
 
-        def leave(place: Place) -> None:
-            pass
-
-        return PoolHooks(on_ready, on_lost, detach, place, leave, self.announce, lambda: str(next(self._worker_ids)))
+        return PoolHooks(
+            on_ready, on_lost, detach, place, placer.leave, self.announce, lambda: str(next(self._worker_ids))
+        )
 
     # ---- as many workers as wanted
+
+    def check_devices(self, version: ModelVersion) -> None:
+        """Raises `InvalidModel` when the version asks for devices that there are not; what gives way is logged."""
+        config = version.unpacked.config
+        for sentence in self.devices.placer.check(config.sections.placement, config.device_type, config.device_ids):
+            logger.warning("%s: %s", version.name, sentence)
+
+    async def look_at_devices(self, version: ModelVersion) -> None:
+        """Before workers are placed: know how full the devices are, where that decides."""
+        wish = version.unpacked.config.sections.placement
+        if wish.memory_bytes or wish.policy == "least_memory":
+            await self.devices.refresh()
 
     async def resize(self, version: ModelVersion, low: int, high: int) -> None:
         """Change how many workers are wanted, and wait until there are. Raises `VersionNotFound` when the version is
         unregistered meanwhile, or what the workers' failure was. Workers for which there is no place are taken back."""
+        await self.look_at_devices(version)
         self.check_known(version)
         before = version.min_workers, version.max_workers
         version.min_workers, version.max_workers = low, high
@@ -156,13 +179,15 @@ class Versions:
         if count > high:
             await pool.shrink(high)
             self.check_known(version)
-        if len(pool.slots) < low:
-            pool.grow(low)
+        # By what is wanted now: somebody else may have changed it meanwhile.
+        if len(pool.slots) < version.min_workers or any(slot.given_up for slot in pool.slots):
+            pool.grow(version.min_workers)
             await self.publish()
             try:
                 await pool.settle()
             except (InvalidModel, OutOfResources):
-                if any(slot.place is None for slot in pool.slots):
+                unchanged = (version.min_workers, version.max_workers) == (low, high)
+                if unchanged and any(slot.place is None for slot in pool.slots):
                     version.min_workers, version.max_workers = before
                     await pool.shrink(min(count, len(pool.slots)))
                 raise
@@ -174,6 +199,11 @@ class Versions:
             raise VersionNotFound(f"Model version: {version.version} does not exist for model: {version.name}")
 
     # ---- out
+
+    async def abandon(self, url: str) -> None:
+        """Take out what is being loaded beside from there."""
+        for version in [each for each in self._beside.values() if each.url == url]:
+            await self.take_out(version)
 
     async def take_out(self, version: ModelVersion) -> bool:
         """Out of the routes, requests answered, workers stopped, files gone; whether all that ended in time. It happens once,
@@ -200,7 +230,10 @@ class Versions:
                 logger.warning("%s: requests were not answered within %d s; its workers end", version.name, patience_s)
         await pool.shrink(0)
         self._pools.pop(version.key, None)
+        self._settled.discard(version.key)
         await asyncio.to_thread(self._store.discard, version.unpacked)
+        if version.fetched is not None:
+            await asyncio.to_thread(self._store.forget, version.fetched)
         return answered
 
     async def stop(self) -> None:
@@ -237,8 +270,22 @@ class Versions:
             request_timeout_ms=version.unpacked.config.client_timeout_ms,
             min_workers=version.min_workers,
             ready_workers=pool.ready_count if pool is not None else 0,
-            settled=pool is None or _settled(pool.slots),
+            settled=self._has_settled(version),
+            probe_at_ns=pool.probe_at_ns if pool is not None else 0,
         )
+
+    def _has_settled(self, version: ModelVersion) -> bool:
+        """Whether its first workers have all loaded, or one has failed to; then for ever."""
+        slots = self.slots(version)
+        if all(slot.settled.done() for slot in slots) or any(_failed(slot) for slot in slots):
+            self._settled.add(version.key)
+        return version.key in self._settled
+
+    @property
+    def health(self) -> Health:
+        """What probes of the management listener are told."""
+        routes = self.routes()
+        return Health(routes.models, routes.started)
 
     @property
     def healthy(self) -> bool:
@@ -254,6 +301,14 @@ class Versions:
         pool = self._pools.get(version.key)
         return pool.ready_count if pool is not None else 0
 
+    def why_not_ready(self, version: ModelVersion) -> str | None:
+        """None: it has a worker. Otherwise why its workers could not load; empty while nothing is known of that."""
+        slots = self.slots(version)
+        if version.min_workers == 0 or any(slot.ready for slot in slots):
+            return None
+        failures = [slot.settled.exception() for slot in slots if slot.settled.done()]
+        return next((str(failure) for failure in failures if failure is not None), "")
+
     def slots(self, version: ModelVersion) -> Sequence[WorkerSlot]:
         pool = self._pools.get(version.key)
         return () if pool is None else pool.slots
@@ -261,6 +316,10 @@ class Versions:
     def pool(self, version: ModelVersion) -> WorkerPool:
         """Of a version that is known."""
         return self._pools[version.key]
+
+    def serving(self) -> list[WorkerPool]:
+        """Of the versions that can be asked for."""
+        return [pool for pool in self._pools.values() if self.registry.holds(pool.version)]
 
     def ready_workers(self) -> Iterable[tuple[ModelVersion, WorkerSlot]]:
         """Whom a fresh front end is to be linked with."""
@@ -288,7 +347,5 @@ class Versions:
         task.add_done_callback(self._tasks.discard)
 
 
-def _settled(slots: Sequence[WorkerSlot]) -> bool:
-    """Whether the first workers have all loaded, or one has failed to."""
-    done = [slot.settled.done() for slot in slots]
-    return all(done) or any(ended and not slot.has_loaded for ended, slot in zip(done, slots, strict=True))
+def _failed(slot: WorkerSlot) -> bool:
+    return slot.settled.done() and not slot.has_loaded

@@ -14,11 +14,11 @@ from time import monotonic
 import httptools
 from sanic.http import Stage
 
-from ringserve.protocol.request import Answer, InferRequest
+from ringserve.protocol.request import HANDLER_HEADERS, Answer, InferRequest
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
 from ringserve.server.landing import SOCKET_TO_SLAB, Landing
-from ringserve.server.routes.inference import HANDLER_HEADERS, TIMEOUT_HEADER, is_binary, timeout_ms
+from ringserve.server.routes.inference import TIMEOUT_HEADER, is_binary, timeout_ms
 from ringserve.server.routes.receiving import SizedBody
 from ringserve.server.routes.transfer import BodyConnection
 from ringserve.server.wire import answer_buffers, bodiless, request_id, streamed_head

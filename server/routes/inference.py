@@ -26,7 +26,7 @@ from ringserve.protocol.errors import (
     RingServeError,
     VersionNotFound,
 )
-from ringserve.protocol.request import Answer, InferRequest
+from ringserve.protocol.request import HANDLER_HEADERS, Answer, InferRequest
 from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, make_app, translate
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form, is_multipart, parse_form
@@ -42,6 +42,7 @@ from ringserve.server.landing import (
 )
 from ringserve.server.openapi import model_inference_document
 from ringserve.server.routes.documents import add_inference
+from ringserve.server.routes.forwarding import Forwarding
 from ringserve.server.routes.health import add_health
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
 from ringserve.server.routes.transfer import HTTP_CONTINUE
@@ -53,7 +54,6 @@ PREFIX = "/predictions/"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 TIMEOUT_MS_MAX = 2**31 - 1
 # TorchServe's own two, of a prediction without a rest in its path.
-HANDLER_HEADERS = {"explain": "False", "url_path": ""}
 NO_WORKER = (
     "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence inference,"
     " please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
@@ -78,6 +78,7 @@ class Inference:
         # The rest of the descriptors is for lanes, links and parcels.
         self.connections_max = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4)
         self.on_connections: Callable[[], None] | None = None  # called when one has ended
+        self.forwarding: Forwarding | None = None  # where management has the same address
         self._request_bytes_max = request_bytes_max
         self.app: App = make_app("ringserve-inference", request_bytes_max, timeouts.header_s)
         self.app.ctx.inference = self
@@ -124,6 +125,9 @@ class Inference:
 
     async def _serve_other(self, request: SizedRequest) -> None:
         """The other routes look at no body. One that comes is read and thrown away, under the rules for bodies."""
+        if self.forwarding is not None and self.forwarding.takes(request.path):
+            await self._forward(request, self.forwarding)
+            return
         stream: Any = request.stream
         length: int = stream.request_bytes_left
         if stream.expecting_continue:  # it is not asked for
@@ -140,6 +144,37 @@ class Inference:
                 stream.keep_alive, stream.response_func, stream.stage = False, None, Stage.IDLE
                 return
         await self.app.handle_request(request)
+
+    async def _forward(self, request: SizedRequest, forwarding: Forwarding) -> None:
+        """Answer with what the supervisor says."""
+        stream: Any = request.stream
+        rid = request_id(request.headers.getone("x-request-id", None))
+        keep_alive = False
+        try:
+            body = await self._whole_body(request)
+            answer = await forwarding.answer(request.method, request.raw_url, request.headers.items(), rid, body)
+            keep_alive = stream.keep_alive and answer.status < 400
+            buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
+            await _when_writable(stream.protocol)
+            keep_alive = stream.protocol.put(buffers) and keep_alive
+        except (RingServeError, SanicException) as error:
+            await self._refuse(request, error, rid)
+        stream.keep_alive, stream.response_func, stream.stage = keep_alive, None, Stage.IDLE
+
+    async def _whole_body(self, request: SizedRequest) -> bytes | bytearray | memoryview:
+        """Of a request that is not a prediction, and bounded like one. Raises `BodyTooLarge`."""
+        stream: Any = request.stream
+        if not stream.request_body:
+            return b""
+        length: int = stream.request_bytes_left
+        if length > self._request_bytes_max:
+            raise BodyTooLarge(too_large_text(self._request_bytes_max))
+        if request.take_body():
+            return request.body
+        chunked = stream.request_body == "chunked"
+        landing = GrowingLanding(self._request_bytes_max) if chunked else BufferLanding(length)
+        await self._receive(stream, landing, length, 0)
+        return landing.body
 
     async def _refuse(self, request: SizedRequest, error: BaseException, rid: str) -> None:
         """The last answer of a connection."""
@@ -271,7 +306,7 @@ class Inference:
         """How the prediction at `path` is answered that ended with `error`."""
         translated = translate(error, self._request_bytes_max)
         if isinstance(translated, NoWorker):
-            translated = NoWorker(_no_worker_text(path))
+            translated = NoWorker(_no_worker_text(path), retry_after_s=translated.retry_after_s)
         return error_answer(translated)
 
     def _document(self, path: str) -> dict[str, Any]:

@@ -14,10 +14,13 @@ from sanic import HTTPResponse
 from sanic.request import Request
 
 from ringserve.protocol.errors import BadRequest, InvalidModel, WorkflowNotFound
+from ringserve.server.admin import describe_server
 from ringserve.server.app import App, json_response, make_app
 from ringserve.server.management import IN_BACKGROUND, SCALING, Management
 from ringserve.server.registration import Registration
 from ringserve.server.repository.config_yaml import FILE_BYTES_MAX, parse_mapping
+from ringserve.server.routes.documents import add_management
+from ringserve.server.routes.health import add_health
 
 logger = logging.getLogger("ringserve.management")
 
@@ -90,6 +93,7 @@ class ManagementRoutes:
         self.app: App = make_app("ringserve-management", request_bytes_max)
         self.app.add_route(self._register, "/models", methods=["POST"], unquote=True)
         self.app.add_route(self._list, "/models", methods=["GET"], unquote=True)
+        self.app.add_route(self._status, "/status", methods=["GET"])
         for path, name in (("/models/<model:str>", "one"), ("/models/<model:str>/<version:str>", "version")):
             self.app.add_route(self._describe, path, methods=["GET"], name=f"describe-{name}", unquote=True)
             self.app.add_route(self._scale, path, methods=["PUT"], name=f"scale-{name}", unquote=True)
@@ -99,6 +103,8 @@ class ManagementRoutes:
         self.app.add_route(self._list_workflows, "/workflows", methods=["GET"], unquote=True)
         self.app.add_route(self._register_workflow, "/workflows", methods=["POST"], unquote=True)
         self.app.add_route(self._workflow, "/workflows/<workflow:str>", methods=["GET", "DELETE"], unquote=True)
+        add_health(self.app, lambda: management.versions.health)
+        add_management(self.app, management.registry, management.settings)
 
     async def _register(self, request: Request) -> HTTPResponse:
         parameters = Parameters(request)
@@ -127,6 +133,9 @@ class ManagementRoutes:
         limit, offset = parameters.integer("limit"), parameters.integer("next_page_token")
         page = self._management.list_models(100 if limit is None else limit, offset or 0)
         return json_response(page, 200, request)
+
+    async def _status(self, request: Request) -> HTTPResponse:
+        return json_response(describe_server(self._management), 200, request)
 
     async def _describe(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
         customized = Parameters(request).flag("customized", False)

@@ -447,9 +447,9 @@ def test_a_model_can_come_and_go_under_load_without_a_wrong_answer(
 
 
 def test_unknown_routes_and_methods_are_answered_with_torchserves_text(management: httpx.Client) -> None:
-    for path in ("/nowhere", "/models/plain/1.0/extra/x", "/"):
+    for path in ("/nowhere", "/models/plain/1.0/extra/x"):
         assert refused(management.get(path), 404, "ResourceNotFoundException") == NO_SUCH_ROUTE
-    for method, path in (("PUT", "/models"), ("POST", "/models/plain"), ("PATCH", "/models/plain")):
+    for method, path in (("PUT", "/models"), ("POST", "/models/plain"), ("PATCH", "/models/plain"), ("GET", "/")):
         assert refused(management.request(method, path), 405, "MethodNotAllowedException") == NO_SUCH_METHOD
 
 

@@ -115,8 +115,8 @@ def test_the_rest_of_the_path_reaches_the_handler_as_url_path(client: httpx.Clie
     assert headers["explain"] == "False"
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_any_method_predicts(client: httpx.Client, method: str) -> None:
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
+def test_any_method_but_options_predicts(client: httpx.Client, method: str) -> None:
     assert client.request(method, "/predictions/echo", content=b"hello").content == b"hello"
 
 

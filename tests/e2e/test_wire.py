@@ -197,10 +197,17 @@ def test_a_body_whose_end_could_be_read_in_two_ways_is_refused(raw: RawConnectio
     assert raw.closed()
 
 
-@pytest.mark.parametrize("path", ["/predictions/%ff%00", "/predictions//plain", "/%2e%2e/predictions/plain", "*"])
+@pytest.mark.parametrize("path", ["/predictions/%ff%00", "/predictions//plain", "/%2e%2e/predictions/plain"])
 def test_odd_paths_are_not_found(raw: RawConnection, path: str) -> None:
     raw.send(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
     assert raw.answer()[0] == 404
+
+
+def test_the_server_as_a_whole_can_only_be_asked_for_its_options(raw: RawConnection) -> None:
+    raw.send(b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert b'"openapi": "3.0.1"' in raw.answer()[2]
+    raw.send(b"GET * HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert raw.answer()[0] == 405
 
 
 def test_an_absolute_url_and_http_1_0_are_understood(raw: RawConnection) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from ringserve.protocol.errors import NoWorker
@@ -99,6 +100,19 @@ def test_health_follows_the_routes() -> None:
     assert not applied.table.healthy
     applied.apply(routes())
     assert applied.table.healthy
+
+
+def test_probes_are_told_what_the_routes_say() -> None:
+    applied = Applied()
+    loading = msgspec.structs.replace(version(1), min_workers=2, settled=False)
+    applied.apply(msgspec.structs.replace(routes(loading), started=False))
+    health = applied.table.health
+    assert (health.live().status, health.start().status, health.ready().status) == (200, 503, 503)
+    applied.apply(routes(msgspec.structs.replace(loading, ready_workers=1)))
+    health = applied.table.health
+    assert (health.start().status, health.ready().status) == (200, 200)
+    applied.table.draining = True
+    assert applied.table.health.ready().status == 503
 
 
 def test_a_version_without_workers_refuses_until_it_has_some() -> None:

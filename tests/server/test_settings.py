@@ -17,6 +17,7 @@ from ringserve.server.settings import (
     parse_address,
     parse_properties,
     read_config_file,
+    with_repository,
 )
 
 DEFAULT = Settings()
@@ -117,6 +118,18 @@ KEYS: list[tuple[str, str, str, Any]] = [
     ("body_timeout", "2", "body_timeout_s", 2),
     ("write_timeout", "3", "write_timeout_s", 3),
     ("unregister_model_timeout", "8", "unregister_model_timeout_s", 8),
+    ("model_control_mode", "poll", "model_control_mode", "poll"),
+    ("repository_poll_s", "2", "repository_poll_s", 2),
+    ("number_of_gpu", "2", "number_of_gpu", 2),
+    ("initial_worker_port", "9500", "initial_worker_port", 9500),
+    ("models", '{"m": {"1.0": {"batchSize": 4}}}', "model_defaults", {"m": {"1.0": {"batchSize": 4}}}),
+    ("allowed_urls", "https?://a/.*, file:///b/.*", "allowed_urls", ("https?://a/.*", "file:///b/.*")),
+    ("use_env_allowed_urls", "true", "use_env_allowed_urls", True),
+    ("max_model_download_bytes", "68719476736", "max_model_download_bytes", 64 << 30),
+    ("model_download_timeout", "30", "model_download_timeout_s", 30),
+    ("install_py_dep_per_model", "true", "install_py_dep_per_model", True),
+    ("model_install_timeout", "5", "model_install_timeout_s", 5),
+    ("cache_dir", "/cache", "cache_dir", Path("/cache")),
     ("max_request_size", "2147483647", "max_request_size", 2**31 - 1),
     ("max_response_size", "1", "max_response_size", 1),
     ("decode_input_request", "FALSE", "decode_input_request", False),
@@ -152,6 +165,13 @@ def test_of_a_key_set_twice_the_last_counts(tmp_path: Path) -> None:
     ("line", "sentence"),
     [
         ("job_queue_size=0", "expected a whole number from 1 to 2147483647, got '0'"),
+        ("model_control_mode=on", "expected one of auto, none, watch, poll, explicit, got 'on'"),
+        ('models={"m": 1}', "expected a JSON object of models, each an object of versions, each an object of settings"),
+        ("max_model_download_bytes=0", "expected a whole number from 1 to 9007199254740992, got '0'"),
+        (
+            "allowed_urls=https://a/.*, http://(b",
+            "expected regular expressions separated by commas, got 'http://(b' (missing",
+        ),
         ("job_queue_size=ten", "expected a whole number from 1 to 2147483647, got 'ten'"),
         ("job_queue_size=1.5", "expected a whole number from 1 to 2147483647, got '1.5'"),
         ("job_queue_size=", "expected a whole number from 1 to 2147483647, got ''"),
@@ -244,12 +264,60 @@ def test_what_no_single_key_shows_is_refused(tmp_path: Path) -> None:
         check(Settings())
     with pytest.raises(ConfigError, match=r"^--model-store directory not found: .*/none$"):
         check(settings_for(tmp_path / "none"))
+
+
+def test_both_apis_may_have_one_address(tmp_path: Path) -> None:
     same = Address("127.0.0.1", 8080)
-    with pytest.raises(ConfigError, match=r"^management_address: expected another address"):
-        check(settings_for(tmp_path, inference_address=same, management_address=same))
+    check(settings_for(tmp_path, inference_address=same, management_address=same))
 
 
 def test_an_address_without_a_port_has_torchserves() -> None:
     assert parse_address("http://h", "here", 8080) == Address("h", 80)
     assert parse_address("http://h", "here", 8081) == Address("h", 8081)
     assert str(Address("h", 80)) == "http://h:80"
+
+
+@pytest.mark.parametrize(
+    ("said", "environ", "patterns"),
+    [
+        ("true", {"TS_ALLOWED_URLS": "https://b/.*"}, ("https://b/.*",)),
+        ("true", {"TS_ALLOWED_URLS": ""}, ()),
+        ("true", {}, ("https://a/.*",)),
+        ("false", {"TS_ALLOWED_URLS": "https://b/.*"}, ("https://a/.*",)),
+    ],
+)
+def test_the_environment_lists_allowed_urls_only_where_the_file_lets_it(
+    tmp_path: Path, said: str, environ: dict[str, str], patterns: tuple[str, ...]
+) -> None:
+    text = f"allowed_urls=https://a/.*\nuse_env_allowed_urls={said}\n"
+    assert read(tmp_path, text, **environ).allowed_urls == patterns
+
+
+def test_a_pattern_of_the_environment_that_is_none_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^TS_ALLOWED_URLS: expected regular expressions .*got '\('"):
+        read(tmp_path, "use_env_allowed_urls=true", TS_ALLOWED_URLS="(")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "here", "folder", "mode"),
+    [
+        ({}, None, False, None, "none"),
+        ({}, None, True, "here", "watch"),
+        ({}, "named", True, "named", "watch"),
+        ({"model_store": Path("store")}, None, True, "store", "none"),
+        ({"model_store": Path("store"), "models": ("a.mar",)}, None, True, "store", "none"),
+        ({"model_store": Path("store"), "models": ("ALL",)}, None, True, "store", "watch"),
+        ({"model_store": Path("store"), "models": ("all",), "model_control_mode": "none"}, None, True, "store", "none"),
+        ({"model_control_mode": "poll"}, "named", False, "named", "poll"),
+        ({"model_control_mode": "explicit"}, None, True, "here", "explicit"),
+    ],
+)
+def test_a_folder_is_watched_where_all_of_it_is_to_be_served(
+    tmp_path: Path, changes: dict[str, Any], named: str | None, here: bool, folder: str | None, mode: str
+) -> None:
+    default = tmp_path / "here"
+    if here:
+        default.mkdir()
+    found = with_repository(Settings(**changes), Path(named) if named else None, default)
+    assert (found.model_store.name if found.model_store else None, found.model_control_mode) == (folder, mode)
+    assert found.enable_model_api == (mode == "explicit")
