@@ -70,37 +70,61 @@ class Management:
         name_if_absent = wanted.model_name or (fallback_name(fetched.path) if wanted.at_startup else None)
         try:
             unpacked = await asyncio.to_thread(self._store.unpack, fetched.path, name_if_absent)
-            version = await self._admitted(replace(wanted, url=fetched.shown_url), unpacked)
+            version, replaces = await self._admitted(replace(wanted, url=fetched.shown_url), unpacked)
         except BaseException:
             await asyncio.to_thread(self._store.take_back, fetched)
             raise
         version.fetched = fetched
-        await self.versions.start(version)
+        wait = wanted.synchronous or version.min_workers == 0
+        if replaces is None:
+            await self.versions.start(version)
+            if wait:
+                await self.versions.settle(version)
+        elif wait:
+            await self._take_over(version, replaces)
+        else:
+            self._in_background(self._take_over(version, replaces))
+        if not wait:
+            return IN_BACKGROUND
         if version.min_workers == 0:
             return (
                 f'Model "{version.name}" Version: {version.version} registered with 0 initial workers. '
                 "Use scale workers API to add workers for the model."
             )
-        if not wanted.synchronous:
-            return IN_BACKGROUND
-        await self.versions.settle(version)
         return (
             f'Model "{version.name}" Version: {version.version} registered with {version.min_workers} initial workers'
         )
 
-    async def _admitted(self, wanted: Registration, unpacked: UnpackedModel) -> ModelVersion:
-        """In the registry, and without workers. When it cannot be, nothing is left."""
+    async def _admitted(
+        self, wanted: Registration, unpacked: UnpackedModel
+    ) -> tuple[ModelVersion, ModelVersion | None]:
+        """In the registry, and without workers; or to take over from the second, which the repository serves from the very same
+        file. When it cannot be, nothing is left."""
         try:
             version = make_version(self.registry.next_key(), wanted, unpacked, self.settings)
-            self.versions.check_devices(version)
-            await self.versions.look_at_devices(version)
-            self._check_free(version, None)
-            version.python = await self.environments.python_for(unpacked, version.name)
-            self.versions.add(version)
+            model = self.registry.models.get(version.name)
+            other = None if model is None else model.versions.get(version.version)
+            replaces = other if other is not None and other.dropped and other.url == version.url else None
+            await self._prepare(version, replaces)
+            if replaces is None:
+                self.versions.add(version)
         except BaseException:
             self._store.discard(unpacked)
             raise
-        return version
+        return version, replaces
+
+    async def _take_over(self, version: ModelVersion, replaces: ModelVersion) -> None:
+        """Who registers a file that has been dropped in already means what is registered now."""
+        await self.versions.load_beside(version)
+        await self.versions.switch(version, replaces, make_default=False)
+        await self.retire(replaces)
+
+    async def _prepare(self, version: ModelVersion, replaces: ModelVersion | None) -> None:
+        """All that can be known and done before a worker starts. Raises `RingServeError`."""
+        self.versions.check_devices(version)
+        await self.versions.look_at_devices(version)
+        self._check_free(version, replaces)
+        version.python = await self.environments.python_for(version.unpacked, version.name)
 
     def _check_free(self, version: ModelVersion, replaces: ModelVersion | None) -> None:
         """Raises `Conflict` before a long preparation would be for nothing."""
@@ -148,10 +172,8 @@ class Management:
                 version.min_workers, version.max_workers = replaces.min_workers, replaces.max_workers
             if not dropped.at_startup:
                 version.options = replace(version.options, loaded_at_startup=False)
-            self.versions.check_devices(version)
-            await self.versions.look_at_devices(version)
-            self._check_free(version, replaces)
-            version.python = await self.environments.python_for(unpacked, version.name)
+            version.dropped = True
+            await self._prepare(version, replaces)
             if not beside:
                 self.versions.add(version)
         except BaseException:

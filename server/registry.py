@@ -41,6 +41,7 @@ class ModelVersion:
     min_workers: int = 0
     max_workers: int = 0
     signature: Signature | None = None
+    dropped: bool = False  # into the model repository
     scaled: bool = False  # its numbers of workers were changed by the API: a replacement takes them over
     python: str = sys.executable  # of its workers: one with the packages it requires
     fetched: Fetched | None = None  # where its archive came from, when a registration brought it

@@ -283,6 +283,26 @@ def test_a_version_of_the_api_is_left_alone(site: Site) -> None:
     assert site.says("own") == "from the folder"
 
 
+def test_who_registers_a_file_that_is_served_already_has_it_from_then_on(site: Site) -> None:
+    site.drop("both.mar", "both", "one")
+    site.wait_for("both", "one")
+    register = "/models?url=both.mar&initial_workers=2&batch_size=4"
+    with Asking(site, "both") as asking:
+        wait_until(lambda: asking.answers["one"] > 5, WAIT_S, "asked")
+        answer = site.manage("POST", register)
+        assert (answer.status_code, "registered with 2 initial workers" in answer.text) == (200, True)
+    assert set(asking.answers) == {"one"}
+    [described] = site.manage("GET", "/models/both").json()
+    assert (described["batchSize"], described["minWorkers"], described["loadedAtStartup"]) == (4, 2, False)
+    assert site.manage("POST", register).status_code == 409
+    site.drop("both.mar", "both", "two")
+    site.drop("next.mar", "next", "dropped later")
+    site.wait_for("next", "dropped later")
+    [row] = site.manage("GET", "/models/both").json()[0]["repository"]
+    assert (row["state"], "left to it" in row["reason"]) == ("served", True)
+    assert site.says("both") == "one"
+
+
 def test_without_reports_of_the_file_system_it_is_polled(
     tmp_path_factory: pytest.TempPathFactory, archive: Callable[..., Path]
 ) -> None:
