@@ -14,7 +14,7 @@ help:
 	@echo "make bench   our server beside its own ceilings, as ratios"
 	@echo "make test-small-shm  every test with little and with no /dev/shm"
 	@echo "make stress  a real server under everything at once, for STRESS_S=600 seconds"
-	@echo "make docs    run the examples in README.md and docs/"
+	@echo "make docs    whether the files, flags, keys and examples in README.md and docs/ exist and are taken"
 	@echo "make dev     install into $(VENV), nothing else"
 	@echo "make clean   remove what the targets above made"
 

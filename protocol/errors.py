@@ -101,7 +101,12 @@ class WorkflowNotFound(NotFound):
 
 
 class MethodNotAllowed(ClientError):
+    """A method that a path does not have, or that the server was not told to allow."""
+
     status, type, code = 405, "MethodNotAllowedException", "method_not_allowed"
+
+
+METHOD_NOT_ALLOWED = "Requested method is not allowed, please refer to API document."  # TorchServe's, in both cases
 
 
 class Conflict(ClientError):

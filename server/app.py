@@ -22,7 +22,15 @@ from sanic.request import Request
 from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-from ringserve.protocol.errors import BadRequest, BodyTooLarge, Internal, MethodNotAllowed, NotFound, RingServeError
+from ringserve.protocol.errors import (
+    METHOD_NOT_ALLOWED,
+    BadRequest,
+    BodyTooLarge,
+    Internal,
+    MethodNotAllowed,
+    NotFound,
+    RingServeError,
+)
 from ringserve.server.acceptor import Connect
 from ringserve.server.landing import too_large_text
 from ringserve.server.wire import FIXED_HEADERS, error_body, json_text, request_id
@@ -35,7 +43,6 @@ Listener = AsyncioServer | asyncio.AbstractServer
 logging.getLogger("sanic.root").setLevel(logging.WARNING)  # its banner says nothing about this server
 
 NOT_FOUND = "Requested resource is not found, please refer to API document."
-METHOD_NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
 HEAD_NOT_PARSED = "NONE"  # the method of the request that Sanic makes up when it could not read one
 # Sanic's own clocks: a head must arrive within the first, an idle connection is kept for the second. How long a model may take
 # is the model's to say, so the response clock never strikes first.

@@ -219,7 +219,7 @@ class Autoscaler:
         if told is None:
             return
         for key, pool in pools.items():
-            if pool.slots and not pool.draining:
+            if pool.slots:
                 load = total_load(loads[key] for loads in told if key in loads)
                 await self._adjust(pool, load, time.monotonic())
 
@@ -234,6 +234,8 @@ class Autoscaler:
             return
         if now_s < watched.no_growth_before_s:
             rules = replace(rules, high=wanted)
+        if pool.draining:  # one that leaves is followed by the next when it has left
+            rules = replace(rules, low=wanted)
         target, watched.state = decide(seen, watched.state, rules, now_s)
         if target > wanted:
             await self._grow(pool, watched, wanted, target, seen)
@@ -259,7 +261,8 @@ class Autoscaler:
             pool.try_grow(target)
             watched.refused = False
         except RingServeError as error:
-            watched.no_growth_before_s = time.monotonic() + REFUSED_S
+            if not pool.draining:  # otherwise there is a place soon
+                watched.no_growth_before_s = time.monotonic() + REFUSED_S
             if not watched.refused:
                 logger.warning("%s %s: there is no place for more workers: %s", version.name, version.version, error)
             watched.refused = True

@@ -3,30 +3,13 @@
 import time
 from collections.abc import Sequence
 
-import psutil
-
 from ringserve.server.devices import Device, Usage
 from ringserve.server.placement import CPU, Placer
+from ringserve.server.process import rss_bytes
 from ringserve.server.registry import ModelVersion
-from ringserve.server.repository.model_config import ModelConfig
 from ringserve.server.worker_slot import WorkerSlot
 
-# TorchServe's keys for what this version does not do: describe says so, and registration warns.
-_UNSUPPORTED = (
-    "asyncCommunication",
-    "continuousBatching",
-    "parallelLevel",
-    "parallelType",
-    "sequenceBatching",
-    "torchrun",
-    "useJobTicket",
-)
 MIB = 1 << 20
-
-
-def unsupported_keys(config: ModelConfig) -> list[str]:
-    """The keys of a model-config.yaml that ask for something and are not honoured."""
-    return [key for key in _UNSUPPORTED if config.raw.get(key)]
 
 
 def describe_version(
@@ -79,7 +62,7 @@ def _describe_worker(slot: WorkerSlot, placer: Placer) -> dict[str, object]:
         "id": slot.worker_id,
         "startTime": f"{moment}.{int(slot.started_s * 1000) % 1000:03d}Z",  # local time with a Z, as TorchServe writes it
         "status": "READY" if slot.ready else "UNLOADING",
-        "memoryUsage": _rss_bytes(pid),
+        "memoryUsage": rss_bytes(pid) if pid > 0 else 0,
         "pid": pid,
         "gpu": device is not None,
         "gpuUsage": "N/A" if device is None else gpu_usage(device, usage),
@@ -104,10 +87,3 @@ def _describe_device(device: Device, usage: Usage | None) -> dict[str, object]:
     if device.memory_bytes_total and usage is not None:
         memory = {"deviceMemoryTotal": device.memory_bytes_total, "deviceMemoryUsed": usage.memory_bytes_used}
     return {"device": device.label, **memory}
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss) if pid > 0 else 0
-    except psutil.Error:
-        return 0

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ logger = logging.getLogger("ringserve.repository")
 
 REPAIR_S = 5.0
 ABANDON_S = 0.2
+REFRESH_S = 0.5
 GOES_ON = "What was served before goes on."
 LEFT_TO_API = "It was registered by the management API, and is left to it."
 SENT_AWAY = "It was unregistered by the management API, and is served again when the file changes."
@@ -78,12 +79,14 @@ class DropIn:
         self._why_not_ready = why_not_ready
         self._settling = Settling()
         self._places: dict[str, Deployment] = {}
+        self._by_group: defaultdict[str, list[Deployment]] = defaultdict(list)
         self._folders: Mapping[str, FolderConfig] = {}
         self._unfinished: Mapping[str, Unfinished] = {}
         self._problems: Mapping[str, str] = {}
         self._unreadable: str | None = None
         self._told: dict[str, str] = {}  # file -> the reason that the log has
         self._rows: dict[str, dict[str, Any]] = {}
+        self._refreshing: asyncio.TimerHandle | None = None
         self._work: dict[str, asyncio.Task[None]] = {}
         self._aside: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -134,7 +137,7 @@ class DropIn:
         look = await asyncio.to_thread(lambda: self._settling.judge(scan(self._root), self._clock()))
         now_s = self._clock()
         self._take_in(look)
-        for group in {each.group for each in self._places.values()}:
+        for group in self._by_group:
             self._start_work(group)
         self._refresh()
         waits = [wait_s for each in self._places.values() if (wait_s := each.due_s() - now_s) > 0]
@@ -175,6 +178,9 @@ class DropIn:
             for slot, place in self._places.items()
             if place.entry is not None or place.version is not None or place.busy is not None
         }
+        self._by_group = defaultdict(list)
+        for place in self._places.values():
+            self._by_group[place.group].append(place)
         for file, reason in look.problems.items():
             self._tell(file, "problem", reason)
         late = {each.entry.file: each.reason for each in look.unfinished.values() if each.late}
@@ -186,7 +192,8 @@ class DropIn:
     def _registered_by_api(self) -> set[str]:
         """The files at the top of the folder that are served because somebody registered them."""
         ours = {id(place.version) for place in self._places.values()}
-        others = [version for version in self._deployer.registry if id(version) not in ours]
+        coming = {place.loading.file for place in self._places.values() if place.loading is not None}
+        others = [each for each in self._deployer.registry if id(each) not in ours and each.url not in coming]
         return {version.url.rstrip("/").rpartition("/")[2] for version in others}
 
     def _catch_up(self, place: Deployment, by_api: set[str]) -> None:
@@ -222,7 +229,7 @@ class DropIn:
     # ---- what is to be done
 
     def _of(self, group: str) -> list[Deployment]:
-        return [each for each in self._places.values() if each.group == group]
+        return self._by_group.get(group, [])
 
     def _next(self, group: str) -> tuple[Verb, Deployment] | None:
         return next_step(self._of(group), self._folders.get(group), self._clock())
@@ -232,9 +239,12 @@ class DropIn:
             return
         task = self._work[group] = asyncio.ensure_future(self._do_all(group))
 
-        def done(_: object) -> None:
+        def done(ended: "asyncio.Task[None]") -> None:
             del self._work[group]
-            self._watcher.poke()  # there may be more to do by now
+            if not ended.cancelled() and (error := ended.exception()) is not None:
+                logger.error("what is to be done for %s could not be done", group, exc_info=error)
+            else:
+                self._watcher.poke()  # there may be more to do by now
 
         task.add_done_callback(done)
 
@@ -245,7 +255,7 @@ class DropIn:
                 await (self._deploy(place) if verb is Verb.DEPLOY else self._retire(place))
             finally:
                 place.busy, place.loading, place.abandoned = None, None, False
-                self._refresh()
+                self._refresh_soon()
         for name in self._defaults_off(group):
             await self._settle_default(name)
 
@@ -255,16 +265,20 @@ class DropIn:
         registry = self._deployer.registry
         old = place.version if place.version is not None and registry.holds(place.version) else None
         place.busy, place.loading = State.LOADING, entry
-        self._refresh()
+        self._refresh_soon()
         name = entry.model or fallback_name(entry.path)
         dropped = Dropped(
             entry.path, entry.file, name, entry.model, entry.version, entry.overrides, at_startup=self._starting
         )
         lead = self._will_lead(entry.model, entry.version)
         try:
-            version = await self._deployer.deploy(dropped, old, beside=not self._starting, make_default=lead)
+            beside = old is not None or not self._starting
+            version = await self._deployer.deploy(dropped, old, beside=beside, make_default=lead)
         except RingServeError as error:
-            self._failed(place, error)
+            if old is not None and not registry.holds(old):  # by the API, while this was loaded: it is meant as well
+                place.gone_from_registry(entry.fingerprint)
+            else:
+                self._failed(place, error)
             return
         except Exception as error:
             logger.exception("%s could not be deployed", entry.file)
@@ -292,10 +306,11 @@ class DropIn:
         version = place.version
         assert version is not None
         place.busy = State.UNLOADING
-        self._refresh()
+        self._refresh_soon()
         model = self._deployer.registry.models.get(version.name)
         rest = [each for each in self._served_as(version.name) if each != version.version]
-        if model is not None and model.default_version == version.version and rest:
+        held = self._deployer.registry.holds(version)
+        if held and model is not None and model.default_version == version.version and rest:
             heir = choose_default(rest[0], rest, self._configured(version.name))
             await self._make_default(version.name, heir)
         try:
@@ -334,8 +349,9 @@ class DropIn:
     def _defaults_off(self, group: str) -> list[str]:
         names = {each.version.name for each in self._of(group) if each.version is not None}
         models = self._deployer.registry.models
+        several = [name for name in names if name in models and len(models[name].versions) > 1]
         return [
-            name for name in names if (best := self._best(name)) is not None and best != models[name].default_version
+            name for name in several if (best := self._best(name)) is not None and best != models[name].default_version
         ]
 
     async def _settle_default(self, name: str) -> None:
@@ -355,8 +371,16 @@ class DropIn:
         self._refresh()
         return [dict(row) for _, row in sorted(self._rows.items())]
 
+    def _refresh_soon(self) -> None:
+        """Once for all that happens in this moment: with thousands of files a refresh for each would take minutes."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
+
     def _refresh(self) -> None:
         """Rows that say the same as before keep their time."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            self._refreshing = None
         rows = {}
         for row in self._present():
             before = self._rows.get(row["file"])

@@ -236,6 +236,13 @@ class Fleet:
                 self._answer((Applied, index, epoch), True)
             case Detached(key=key, worker_id=worker_id):
                 slot.attached.discard((key, worker_id))
+                if (
+                    Detached,
+                    index,
+                    key,
+                    worker_id,
+                ) not in self._waiters:  # nobody asked: it could not take the descriptors
+                    asyncio.get_running_loop().call_later(RELINK_S, self._link_missing, slot, slot.child)
                 self._answer((Detached, index, key, worker_id), True)
             case LaneClosed(key=key):
                 self._answer((LaneClosed, index, key), True)

@@ -75,6 +75,8 @@ class FrontEnd:
 
     async def run(self, first: ServeHttp, sock: socket.socket, page: Segment | None) -> None:
         """Serve until drained. Until the supervisor has said what is served, connections wait in the socket's queue."""
+        # First of all: whoever sends the signal to a process that does not expect it ends it.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._describe_memory)
         self._table.front_ends = first.front_ends
         timeouts = Timeouts(first.header_timeout_s, first.body_timeout_s, first.write_timeout_s)
         inference = Inference(self._table, first.request_bytes_max, timeouts)
@@ -88,7 +90,6 @@ class FrontEnd:
         await self._routed.wait()
         if self._draining is None:
             await self._start_serving(inference, sock, page, first.index)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._describe_memory)
         await self._done.wait()
 
     async def _start_serving(self, inference: Inference, sock: socket.socket, page: Segment | None, own: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from ringserve.protocol.errors import (
+    METHOD_NOT_ALLOWED,
     BadRequest,
     Conflict,
     Internal,
@@ -22,7 +23,6 @@ from ringserve.protocol.errors import (
     RequestTimeout,
     RingServeError,
 )
-from ringserve.server.app import METHOD_NOT_ALLOWED
 from ringserve.server.description import describe_version
 from ringserve.server.device_watch import DeviceWatch
 from ringserve.server.registration import Dropped, Registration, make_version, overridden
@@ -49,9 +49,7 @@ class Repository(Protocol):
 class Management:
     """Edits desired state and waits, where asked to, until it is so."""
 
-    def __init__(
-        self, settings: Settings, store: ModelStore, devices: DeviceWatch, environments: Environments
-    ) -> None:
+    def __init__(self, settings: Settings, store: ModelStore, devices: DeviceWatch, environments: Environments) -> None:
         self.versions = Versions(settings, store, devices)
         self.registry = self.versions.registry
         self.environments = environments
@@ -104,12 +102,14 @@ class Management:
             version = make_version(self.registry.next_key(), wanted, unpacked, self.settings)
             model = self.registry.models.get(version.name)
             other = None if model is None else model.versions.get(version.version)
-            replaces = other if other is not None and other.dropped and other.url == version.url else None
+            # `/any/folder/x.mar` is the store's `x.mar`.
+            same_file = other is not None and other.dropped and other.url == version.url.rstrip("/").rpartition("/")[2]
+            replaces = other if same_file else None
             await self._prepare(version, replaces)
             if replaces is None:
                 self.versions.add(version)
         except BaseException:
-            self._store.discard(unpacked)
+            await asyncio.to_thread(self._store.discard, unpacked)
             raise
         return version, replaces
 
@@ -164,12 +164,11 @@ class Management:
         `replaces` is not, which then answers what it has and goes. Raises `RingServeError`; then nothing has changed. Not
         beside: there at once, and its requests wait while it loads."""
         unpacked = await asyncio.to_thread(self._store.unpack, dropped.path, dropped.name_if_absent)
+        # What comes this way needs no permission, and has as many workers as what is named at start-up.
         wanted = Registration(dropped.url, dropped.model_name, at_startup=True)
         try:
             unpacked = overridden(unpacked, dropped.overrides)
             version = make_version(self.registry.next_key(), wanted, unpacked, self.settings, dropped.version)
-            if replaces is not None and replaces.scaled and self.registry.holds(replaces):
-                version.min_workers, version.max_workers = replaces.min_workers, replaces.max_workers
             if not dropped.at_startup:
                 version.options = replace(version.options, loaded_at_startup=False)
             version.dropped = True
@@ -177,12 +176,12 @@ class Management:
             if not beside:
                 self.versions.add(version)
         except BaseException:
-            self._store.discard(unpacked)
+            await asyncio.to_thread(self._store.discard, unpacked)
             raise
         if not beside:
             await self.versions.start(version)
             return version
-        await self.versions.load_beside(version)
+        await self.versions.load_beside(version, replaces)
         await self.versions.switch(version, replaces, make_default=make_default)
         if replaces is not None:
             await self.retire(replaces)
@@ -213,18 +212,30 @@ class Management:
             raise BadRequest(f"min_worker: expected 0 or more, got {low}")
         if maximum > WORKERS_MAX:
             raise BadRequest(f"max_worker: expected at most {WORKERS_MAX}, got {maximum}")
-        found.scaled = True
-        work = self.versions.resize(found, low, maximum)
+        work = self._resize(found, low, maximum)
         if not synchronous:
             self._in_background(work)
             return IN_BACKGROUND
-        await work
+        found = await work
         if self.versions.ready_count(found) < low:
             return SCALING
         suffix = f", version: {version}" if version is not None else ""
         return f"Workers scaled to {low} for model: {name}{suffix}"
 
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+    async def _resize(self, version: ModelVersion, low: int, high: int) -> ModelVersion:
+        """Returns the version that has so many workers now: the one that took its place, when it was replaced meanwhile. Raises what
+        `Versions.resize` does."""
+        while True:
+            try:
+                await self.versions.resize(version, low, high)
+                return version
+            except RingServeError:
+                successor = self.versions.successor(version)
+                if successor is None:
+                    raise
+                version = successor
+
+    def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
         async def logged() -> None:
             try:
                 await work

@@ -67,7 +67,7 @@ class WorkerPool:
         self.slots: list[WorkerSlot] = []
         self._leaving: dict[WorkerSlot, asyncio.Task[None]] = {}  # stopping, after their last batches
         self._fresh: WorkerSlot | None = None  # loads beside the worker that it replaces
-        self._may_replace = True
+        self._ending = False  # the version leaves: nothing is started any more
         self._fresh_failures = 0
         self._fresh_not_before_s = 0.0
         self._load = load
@@ -95,12 +95,19 @@ class WorkerPool:
         return int(max(self._breaker.next_start_s(), 0.0) * 1e9) if self._breaker.is_open else 0
 
     @property
+    def restarting(self) -> bool:
+        """Whether no worker is ready, and one that was may soon be again."""
+        return not self.ready_count and self.serviceable and any(slot.has_loaded for slot in self.slots)
+
+    @property
     def draining(self) -> bool:
         """Whether workers are on their way out."""
         return bool(self._leaving)
 
     def grow(self, count: int) -> None:
         """Add workers until `count` are wanted, and let those try again that had been given up; returns at once."""
+        if self._ending:
+            return
         for slot in self.slots:
             if slot.given_up:
                 slot.revive()
@@ -115,6 +122,8 @@ class WorkerPool:
     def try_grow(self, count: int) -> None:
         """Add workers until `count` are wanted, as long as there are places. Raises what `place` raises; those that found theirs
         are added all the same."""
+        if self._ending:
+            return
         new: list[WorkerSlot] = []
         try:
             for _ in range(count - len(self.slots)):
@@ -127,23 +136,23 @@ class WorkerPool:
             self._start_waiting()
 
     async def shrink(self, count: int) -> None:
-        """Stop workers, each after its batches, until `count` are left: those that do not run, then the youngest."""
-        leaving = sorted(self.slots, key=lambda slot: not slot.ready)[count:]
+        """Stop workers, each after its batches, until `count` are left: those that do not run, then those that are loading, then the
+        youngest."""
+        leaving = sorted(self.slots, key=lambda slot: (not slot.ready, not slot.under_way))[count:]
         self.slots = [slot for slot in self.slots if slot not in leaving]
         if self._fresh is not None and self._fresh.replaces in leaving:
             leaving.append(self._fresh)
             self._fresh = None
-        if not self.slots:
-            self._cancel_clock()
         ends = self._retire(leaving)
+        self._start_waiting()  # the one that was tried may be leaving
         self._hooks.on_change()
         # Whoever asked may go away; those that leave are stopped all the same.
         await asyncio.gather(*(asyncio.shield(each) for each in (ends if count else list(self._leaving.values()))))
 
     def give_up_starting(self) -> None:
-        """The version leaves: end the workers that have not loaded yet, for nobody waits for them any more."""
+        """The version leaves: end the workers that have not loaded yet, for nobody waits for them any more, and start none."""
         self._cancel_clock()
-        self._may_replace = False
+        self._ending = True
         for slot in (*self.slots, *([self._fresh] if self._fresh is not None else [])):
             if not slot.ready:
                 slot.wanted = False
@@ -216,7 +225,7 @@ class WorkerPool:
 
     def _start(self, slot: WorkerSlot) -> None:
         slot.forget_process()
-        if not slot.wanted:
+        if not slot.wanted or self._ending:
             return
         place = slot.place
         assert place is not None
@@ -231,7 +240,11 @@ class WorkerPool:
             )
         except OSError as error:
             slot.child = None
-            self._start_failed(slot, OutOfResources(f"No process could be started: {error}."))
+            failure = OutOfResources(f"No process could be started: {error}.")
+            if slot is self._fresh:
+                self._fresh_failed(slot, failure)
+            else:
+                self._start_failed(slot, failure)
             return
         child.send(msgspec.structs.replace(self._load, device=place.device, gpu_id=place.gpu_id))
         patience_s = self.version.options.startup_timeout_s
@@ -360,6 +373,8 @@ class WorkerPool:
         slot.settle(error)
         if self._may_restart(slot):
             self._try_again(slot, error)
+        else:
+            asyncio.get_running_loop().call_soon(self._start_waiting)
 
     def _try_again(self, slot: WorkerSlot, error: RingServeError) -> None:
         """When the breaker lets it."""
@@ -396,7 +411,7 @@ class WorkerPool:
         """Start a fresh worker beside one that is worn; one at a time, and while no worker fails to start."""
         now_s = time.monotonic()
         worn = next((slot for slot in self.slots if slot.worn and slot.ready), None)
-        if worn is None or not self._may_replace or self._fresh is not None or self._leaving or self._breaker.is_open:
+        if worn is None or self._ending or self._fresh is not None or self._leaving or self._breaker.is_open:
             return
         if now_s < self._fresh_not_before_s:
             return

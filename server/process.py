@@ -26,7 +26,11 @@ if os.environ.get("RINGSERVE_KEEP_MEMORY") == "0":
     ALLOCATOR = {}
 TAIL_LINES = 30
 LINE_BYTES_MAX = 16_384
-READS_MAX = 16
+# What is taken at a time. Every line costs time, and empty ones are many: 18 s for what a model prints in a moment, when as much was
+# taken as there was.
+READ_BYTES = 2048
+LAST_BYTES_MAX = 1 << 20  # of a process that has ended: something that it started may still print
+LAST_LINES_MAX = 1000
 
 
 class _Output:
@@ -41,25 +45,42 @@ class _Output:
         asyncio.get_running_loop().add_reader(fd, self.read)
 
     def read(self) -> None:
-        """Take what there is now; a child that never stops printing does not stop us."""
-        for _ in range(READS_MAX):
-            if self._fd < 0:
-                return
-            try:
-                data = os.read(self._fd, 65_536)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.close()
-                return
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            if len(self._rest) > LINE_BYTES_MAX:
-                lines.append(self._rest)
-                self._rest = b""
-            for line in lines:
+        """Take some of what there is; a child that never stops printing does not stop us."""
+        data = self._taken(READ_BYTES)
+        if data == b"":
+            self.close()
+        elif data is not None:
+            for line in self._lines(data):
                 self._say(line)
+
+    def read_last(self) -> None:
+        """The process has ended: its last lines, then no more."""
+        last = bytearray()
+        while len(last) < LAST_BYTES_MAX and (data := self._taken(65_536)):
+            last += data
+        lines = self._lines(bytes(last))
+        if len(lines) > LAST_LINES_MAX:
+            self._say(b"(%d lines are left out here)" % (len(lines) - LAST_LINES_MAX))
+        for line in lines[-LAST_LINES_MAX:]:
+            self._say(line)
+        self.close()
+
+    def _taken(self, bytes_max: int) -> bytes | None:
+        """None when there is nothing now, nothing at all when there will be no more."""
+        try:
+            return os.read(self._fd, bytes_max) if self._fd >= 0 else None
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _lines(self, data: bytes) -> list[bytes]:
+        """Those that are complete, or too long to wait for their end."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_BYTES_MAX:
+            lines.append(self._rest)
+            self._rest = b""
+        return lines
 
     def _say(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
@@ -183,8 +204,7 @@ class Child:
         self._channel.drain()
         self._channel.close()
         for output in self._outputs:
-            output.read()
-            output.close()
+            output.read_last()
         self.saw(Event.EXITED)
         self.exited.set()
         self._on_exit()

@@ -8,10 +8,9 @@ from typing import Any
 
 from ringserve.protocol.errors import BadRequest, InvalidModel
 from ringserve.server.budget import cpu_count
-from ringserve.server.description import unsupported_keys
 from ringserve.server.registry import ModelVersion, ServingOptions
 from ringserve.server.repository.manifest import check_inside, usable_name
-from ringserve.server.repository.model_config import parse_model_config
+from ringserve.server.repository.model_config import parse_model_config, unsupported_keys
 from ringserve.server.repository.store import UnpackedModel
 from ringserve.server.settings import BATCH_SIZE_MAX, WORKERS_MAX, Settings
 
@@ -76,7 +75,8 @@ def make_version(
     defaults = _Defaults(settings.model_defaults, name, label)
     low, high = config.worker_range or _workers(wanted, settings, defaults)
     if high > WORKERS_MAX:
-        raise BadRequest(f"workers: expected at most {WORKERS_MAX}, got {high}")
+        said_by = "initial_workers" if config.worker_range is None else "maxWorkers"
+        raise BadRequest(f"{said_by}: expected at most {WORKERS_MAX}, got {high}")
     options = _options(wanted, unpacked, settings, defaults)
     ignored = unsupported_keys(config)
     if ignored:

@@ -88,8 +88,9 @@ class Registry:
         if old.version != new.version and new.version in model.versions:
             raise Conflict(f"Model version {new.version} is already registered for model {new.name}")
         was_default = model.default_version == old.version
-        del model.versions[old.version]
-        model.versions[new.version] = new
+        model.versions = dict(
+            (new.version, new) if each is old else (label, each) for label, each in model.versions.items()
+        )
         if was_default:
             model.default_version = new.version
             model.pinned = model.pinned and old.version == new.version

@@ -1,7 +1,8 @@
 """The supervisor: opens the sockets, starts everything, waits to be told to stop, stops everything. No model code here.
 
-Start: sockets, models (workers begin to load), front ends, management listener, "Model server started.".
-Stop:  management closes, front ends answer what they have, workers finish and end, files go. A second signal does not wait.
+Start: sockets, the private one answers; models are unpacked and begin to load; front ends, management listener, "Model server started.".
+Stop:  management closes, what is downloaded or installed ends, the repository is not looked at any more, front ends answer what they
+       have, workers finish and end, files go. A second signal does not wait.
 """
 
 import asyncio
@@ -43,6 +44,7 @@ from ringserve.shm.segment import sweep_names
 
 logger = logging.getLogger("ringserve.supervisor")
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DRAIN_S = 30.0
 # More than that nobody needs, and programs that close whatever they might have inherited would be at it for minutes.
 FILES_MAX = 1 << 20
@@ -103,12 +105,12 @@ class Supervisor:
         self._stop_asked = asyncio.Event()
         self._hurry = asyncio.Event()
         self._dropin: DropIn | None = None
+        self._routes: ManagementRoutes | None = None
         self._upkeep: list[asyncio.Task[None]] = []  # what adapts the workers to what there is to do
 
     async def run(self) -> None:
         """Until stopped by SIGTERM or SIGINT. Raises `ConfigError`, or `RingServeError` when a front end cannot start."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop_requested)
+        self._obey_signals()
         raise_file_limit()
         devices = await open_devices(os.environ, self._settings.number_of_gpu)
         settings = replace(self._settings, number_of_gpu=len(devices.placer.devices))
@@ -141,7 +143,7 @@ class Supervisor:
         hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
         fleet = Fleet(inference, first, settings.max_response_size, hooks)
         try:
-            routes = ManagementRoutes(management, settings.max_request_size)
+            routes = self._routes = ManagementRoutes(management, settings.max_request_size)
             server = await start_serving(routes.app, listen_privately(work_dir / SOCKET_NAME, BACKLOG))
             await self._until_stopped(self._load(settings, management, store))
             versions.fleet = fleet
@@ -168,6 +170,19 @@ class Supervisor:
                 management_socket.close()
             await asyncio.get_running_loop().shutdown_default_executor()  # nobody may still unpack into it
             shutil.rmtree(work_dir, ignore_errors=True)
+            for number in STOP_SIGNALS:  # one more must not spoil the exit code, nor leave the PID file
+                signal.signal(number, signal.SIG_IGN)
+
+    def _obey_signals(self) -> None:
+        """Not by the loop's own handlers: they end with it, and for a moment the system's would be back, which kill."""
+        loop = asyncio.get_running_loop()
+
+        def asked(number: int, frame: object) -> None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(self._stop_requested)
+
+        for number in STOP_SIGNALS:
+            signal.signal(number, asked)
 
     async def _load(self, settings: Settings, management: Management, store: ModelStore) -> None:
         """What is there from the start: the models that were named, and what lies in the folder when that is looked at."""
@@ -204,7 +219,8 @@ class Supervisor:
         if not orderly.done():
             logger.warning("told to stop twice: killing what still runs")
             for child in psutil.Process().children(recursive=True):
-                child.kill()
+                with contextlib.suppress(psutil.Error):  # another's end may have been its own
+                    child.kill()
         await orderly
 
     async def _stop_in_order(self, fleet: Fleet, management: Management) -> None:
@@ -215,6 +231,8 @@ class Supervisor:
             await self._dropin.stop()
         await fleet.stop(DRAIN_S)
         await management.versions.stop()
+        if self._routes is not None:
+            await self._routes.finished()
 
     def _stop_requested(self) -> None:
         if self._stop_asked.is_set():

@@ -5,12 +5,22 @@ ends know of it, its workers are linked, and then one publication puts it in the
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Coroutine, Iterable, Sequence
 from importlib.metadata import version as package_version
 
-from ringserve.protocol.errors import Internal, InvalidModel, OutOfResources, RingServeError, VersionNotFound
+from ringserve.protocol.errors import (
+    Internal,
+    InvalidModel,
+    OutOfResources,
+    RingServeError,
+    ShuttingDown,
+    VersionNotFound,
+    WorkerStartFailed,
+)
 from ringserve.protocol.tensor import Signature
 from ringserve.server.control import LoadModel, ModelRoute, Routes, VersionRoute
 from ringserve.server.device_watch import DeviceWatch
@@ -24,6 +34,8 @@ from ringserve.server.settings import Settings
 from ringserve.server.worker_slot import WorkerSlot
 
 logger = logging.getLogger("ringserve.management")
+
+RESTARTED_LOOK_S = 0.05
 
 
 class Versions:
@@ -43,11 +55,13 @@ class Versions:
         self._server_version = package_version("ringserve")
         self._removals: dict[int, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     # ---- in
 
     def add(self, version: ModelVersion) -> None:
-        """It can be asked for from the next publication on; no worker is started yet. Raises `Conflict`."""
+        """It can be asked for from the next publication on; no worker is started yet. Raises `Conflict`, `ShuttingDown`."""
+        self._check_running()
         self.registry.add(version)
         self._make_pool(version)
 
@@ -73,22 +87,42 @@ class Versions:
         try:
             await self._pools[version.key].settle()
             await self.publish()
+        except BaseException as error:
+            await asyncio.shield(self.take_out(version))
+            if isinstance(error, RingServeError):
+                self._check_running()  # that its workers were stopped is not their failure
+            raise
+
+    async def load_beside(self, version: ModelVersion, replaces: ModelVersion | None = None) -> None:
+        """Load a version that nobody can ask for yet, with as many workers as the one has whose place it will take. Raises what its
+        workers' failure was, or `VersionNotFound` when it is abandoned; then nothing is left of it."""
+        self._check_running()
+        self._make_pool(version)
+        self._beside[version.key] = version
+        pool = self._pools[version.key]
+        try:
+            await self.publish()  # front ends refuse the workers of versions that they have never heard of
+            _take_numbers(version, replaces)
+            pool.grow(version.min_workers)
+            if replaces is not None:  # which the autoscaler may have given more than the fewest
+                with contextlib.suppress(RingServeError):
+                    pool.try_grow(min(version.max_workers, len(self.slots(replaces))))
+            await pool.settle()
+            await self.publish()
+            while _take_numbers(version, replaces):  # somebody has scaled the other one meanwhile
+                await self.resize(version, version.min_workers, version.max_workers)
+            self.check_known(version)
         except BaseException:
             await asyncio.shield(self.take_out(version))
             raise
 
-    async def load_beside(self, version: ModelVersion) -> None:
-        """Load a version that nobody can ask for yet. Raises what its workers' failure was; then nothing is left of it."""
-        self._make_pool(version)
-        self._beside[version.key] = version
-        await self.publish()  # front ends refuse the workers of versions that they have never heard of
-        self._pools[version.key].grow(version.min_workers)
-        await self.settle(version)
-
     async def switch(self, version: ModelVersion, replaces: ModelVersion | None, *, make_default: bool) -> None:
-        """A version that was loaded beside takes its place in the routes, and that of another. Raises `Conflict`; then nothing
-        is left of it."""
+        """A version that was loaded beside takes its place in the routes, and that of another. Raises `Conflict`, or `VersionNotFound`
+        when one of the two has been taken out meanwhile; then nothing is left of it."""
         try:
+            self.check_known(version)
+            if replaces is not None and self.successor(replaces) is None:
+                self.check_known(replaces)
             self.registry.replace(replaces, version)
         except RingServeError:
             await asyncio.shield(self.take_out(version))
@@ -126,7 +160,8 @@ class Versions:
         placer = self.devices.placer
 
         def on_ready(slot: WorkerSlot, signature: Signature) -> None:
-            self.check_known(version)
+            if version.key not in self._removals:  # then requests wait for this worker
+                self.check_known(version)
             if version.signature is None:
                 version.signature = signature
             elif version.signature != signature:
@@ -172,8 +207,8 @@ class Versions:
         unregistered meanwhile, or what the workers' failure was. Workers for which there is no place are taken back."""
         await self.look_at_devices(version)
         self.check_known(version)
-        before = version.min_workers, version.max_workers
-        version.min_workers, version.max_workers = low, high
+        before = version.min_workers, version.max_workers, version.scaled
+        version.min_workers, version.max_workers, version.scaled = low, high, True
         pool = self._pools[version.key]
         count = len(pool.slots)
         if count > high:
@@ -188,21 +223,38 @@ class Versions:
             except (InvalidModel, OutOfResources):
                 unchanged = (version.min_workers, version.max_workers) == (low, high)
                 if unchanged and any(slot.place is None for slot in pool.slots):
-                    version.min_workers, version.max_workers = before
+                    version.min_workers, version.max_workers, version.scaled = before
                     await pool.shrink(min(count, len(pool.slots)))
                 raise
+            except WorkerStartFailed:
+                self.check_known(version)
+                if (version.min_workers, version.max_workers) == (low, high):
+                    raise
+                # Otherwise somebody has asked for another number since: theirs counts, and the workers were stopped for it.
         await self.publish()
 
     def check_known(self, version: ModelVersion) -> None:
-        """Raises `VersionNotFound` for one that is unregistered, or that another one of its name has replaced."""
+        """Raises `VersionNotFound` for one that is unregistered, or that another one of its name has replaced, `ShuttingDown` when
+        nothing may change any more."""
+        self._check_running()
         if version.key not in self._beside and not self.registry.holds(version):
             raise VersionNotFound(f"Model version: {version.version} does not exist for model: {version.name}")
+
+    def successor(self, version: ModelVersion) -> ModelVersion | None:
+        """What has taken the place of a version; None: nothing, or it is still there."""
+        model = self.registry.models.get(version.name)
+        found = None if model is None else model.versions.get(version.version)
+        return None if found is version else found
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise ShuttingDown("The server is shutting down.")
 
     # ---- out
 
     async def abandon(self, url: str) -> None:
-        """Take out what is being loaded beside from there."""
-        for version in [each for each in self._beside.values() if each.url == url]:
+        """Take out what the repository is loading beside from there."""
+        for version in [each for each in self._beside.values() if each.dropped and each.url == url]:
             await self.take_out(version)
 
     async def take_out(self, version: ModelVersion) -> bool:
@@ -223,8 +275,9 @@ class Versions:
         if pool is None:  # it was taken out before
             return answered
         if self.fleet is not None:
-            pool.give_up_starting()
             patience_s = self._settings.unregister_model_timeout_s
+            await self._restarted(self.fleet, pool, patience_s)
+            pool.give_up_starting()
             answered = await self.fleet.close_lanes(version, patience_s)
             if not answered:
                 logger.warning("%s: requests were not answered within %d s; its workers end", version.name, patience_s)
@@ -236,8 +289,18 @@ class Versions:
             await asyncio.to_thread(self._store.forget, version.fetched)
         return answered
 
+    @staticmethod
+    async def _restarted(fleet: Fleet, pool: WorkerPool, patience_s: float) -> None:
+        """Requests that wait for a worker which is just being started again are not lost because their version goes."""
+        end_s = time.monotonic() + patience_s
+        while pool.restarting and time.monotonic() < end_s and await fleet.queue_depth(pool.version.key):
+            await asyncio.sleep(RESTARTED_LOOK_S)
+
     async def stop(self) -> None:
-        """The end of the server: every worker of every version."""
+        """The end of the server: every worker of every version. Whoever is changing something is refused from here on."""
+        self._stopped = True
+        for pool in self._pools.values():
+            pool.give_up_starting()
         await asyncio.gather(*(pool.shrink(0) for pool in self._pools.values()))
         for pool in self._pools.values():
             self._store.discard(pool.version.unpacked)
@@ -345,6 +408,15 @@ class Versions:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _take_numbers(version: ModelVersion, replaces: ModelVersion | None) -> bool:
+    """What the API has said of the other one's workers holds for its replacement; whether that changes anything."""
+    if replaces is None or not replaces.scaled:
+        return False
+    before = version.min_workers, version.max_workers
+    version.min_workers, version.max_workers, version.scaled = replaces.min_workers, replaces.max_workers, True
+    return before != (version.min_workers, version.max_workers)
 
 
 def _failed(slot: WorkerSlot) -> bool:

@@ -1,11 +1,15 @@
-"""What the documents say exists: files, flags, make targets, configuration keys."""
+"""What the documents say exists: files, flags, make targets, configuration keys and their defaults, sections of model-config.yaml."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 
+from ringserve.server.repository.model_config import parse_model_config
+from ringserve.server.settings import _HONOURED, Settings, read_config_file
 from ringserve.tools.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,6 +17,19 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("example
 LINK = re.compile(r"\]\(([^)#]+)\)")
 COMMAND = re.compile(r"^\s+ringserve (\w+)(.*)$", re.MULTILINE)
 MAKE = re.compile(r"(?:`|^\s*)make ([a-z]+)", re.MULTILINE)
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+SETTING = re.compile(r"^\| `(\w+)` \| (\S+) \|", re.MULTILINE)
+
+
+def flags_of(command: str) -> set[str]:
+    options = [each for each in main.commands[command].params if isinstance(each, click.Option)]
+    return {flag for option in options if not option.hidden for flag in option.opts}
+
+
+def examples(language: str) -> list[Any]:
+    """The fenced blocks of a language on all pages."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [pytest.param(text, id=page.name) for page in PAGES for text in fence.findall(page.read_text())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -26,16 +43,43 @@ def test_every_command_shown_takes_the_flags_it_is_shown_with() -> None:
     shown = COMMAND.findall((ROOT / "README.md").read_text())
     assert len(shown) >= 4, "the README shows how to archive, start, look and stop"
     for name, rest in shown:
-        command = main.commands[name]
-        flags = {flag for option in command.params if isinstance(option, click.Option) for flag in option.opts}
-        assert set(re.findall(r"--[a-z-]+", rest)) <= flags, f"ringserve {name}"
+        assert set(re.findall(r"--[a-z-]+", rest)) <= flags_of(name), f"ringserve {name}"
 
 
 def test_every_flag_of_torchserve_named_in_the_readme_is_accepted() -> None:
-    start = main.commands["start"]
-    flags = {flag for option in start.params if isinstance(option, click.Option) for flag in option.opts}
     listed = (ROOT / "README.md").read_text().split("takes `torchserve`'s:")[1].split(". Archives")[0]
-    assert set(re.findall(r"--[a-z-]+", listed)) <= flags
+    assert set(re.findall(r"--[a-z-]+", listed)) <= flags_of("start")
+
+
+def test_the_configuration_page_has_every_key_that_is_honoured_with_its_default() -> None:
+    assert dict(SETTING.findall(CONFIGURATION)) == {key: _shown_default(field) for key, field in _HONOURED.items()}
+
+
+def _shown_default(field: str) -> str:
+    """As one would write it into the file; `none` where nothing is set."""
+    value = getattr(Settings(), field)
+    if value is None or value in ((), {}):
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def test_the_configuration_page_has_every_flag_of_start_stop_and_status() -> None:
+    named = set(re.findall(r"--[a-z][a-z-]+", CONFIGURATION))
+    flags = flags_of("start") | flags_of("stop") | flags_of("status")
+    assert flags <= named
+    assert named <= flags | flags_of("archive") | {"--help"}
+
+
+@pytest.mark.parametrize("text", examples("yaml"))
+def test_every_example_of_a_model_config_is_accepted_and_says_something(text: str) -> None:
+    assert parse_model_config(yaml.safe_load(text)) != parse_model_config({})
+
+
+@pytest.mark.parametrize("text", examples("properties"))
+def test_every_example_of_a_config_properties_is_understood(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.properties"
+    path.write_text(text)
+    assert read_config_file(path, {}).warnings == ()
 
 
 def test_every_make_target_named_exists() -> None:
@@ -45,9 +89,11 @@ def test_every_make_target_named_exists() -> None:
     assert named <= targets
 
 
-def test_every_python_file_of_the_request_path_is_in_the_architecture() -> None:
+def test_every_python_file_of_the_server_is_in_the_architecture() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    for folder in ("shm", "server"):
+    for folder in ("shm", "server", "server/routes", "server/repository"):
         for path in sorted((ROOT / folder).glob("*.py")):
             if path.name not in ("__init__.py", "shm_errors.py", "testing.py", "forms.py"):
-                assert f"{folder}/{path.name}" in text, path.name
+                # The files of the repository stand in a table, by their names alone.
+                name = f"`{path.name}`" if folder == "server/repository" else f"{folder}/{path.name}"
+                assert name in text, name

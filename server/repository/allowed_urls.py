@@ -51,7 +51,8 @@ class AllowedUrls:
         self._patterns = [(_compiled(text), frozenset(_named_hosts(text))) for text in patterns]
 
     def match(self, url: str) -> bool:
-        return any(pattern.fullmatch(url) for pattern, _ in self._patterns)
+        # Some patterns take time that grows with the square of the length.
+        return len(url) <= URL_CHARS_MAX and any(pattern.fullmatch(url) for pattern, _ in self._patterns)
 
     def name(self, url: str, host: str) -> bool:
         """Whether a pattern that matches names this very host."""
@@ -66,6 +67,8 @@ def _compiled(text: str) -> re.Pattern[str]:
 
 
 def _named_hosts(pattern: str) -> list[str]:
+    if "(?!" in pattern or "(?<!" in pattern:
+        return []  # what it spells out may be what it keeps out
     return [match[1].replace("\\", "").strip("[]").lower() for match in _NAMED.finditer(pattern)]
 
 
@@ -222,9 +225,24 @@ def climbs(url: str) -> bool:
 
 def shown_url(url: str) -> str:
     """For messages, logs and listings: without password, and without a query, which may be a signature."""
+    return shortened(_without_secrets(url))
+
+
+def shown_location(text: str) -> str:
+    """What a client gave as the place of an archive, for listings: a name of the store as it is, anything like a URL without its
+    secrets."""
+    return _without_secrets(text) if "://" in text else text
+
+
+def shortened(text: str) -> str:
+    """On one line of a log, and no longer than one wants to read."""
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[: SHOWN_CHARS_MAX + 1])
+    return shown if len(text) <= SHOWN_CHARS_MAX else f"{shown[:SHOWN_CHARS_MAX]}…"
+
+
+def _without_secrets(url: str) -> str:
     base, query, _ = url.partition("#")[0].partition("?")
-    shown = _USER_INFO.sub(r"\1***@", base) + ("?***" if query else "")
-    return shown if len(shown) <= SHOWN_CHARS_MAX else f"{shown[:SHOWN_CHARS_MAX]}…"
+    return _USER_INFO.sub(r"\1***@", base.lstrip()) + ("?***" if query else "")
 
 
 def _is_ipv6(text: str) -> bool:

@@ -65,7 +65,7 @@ class _DirectoryReader(io.BufferedReader):
     """
 
     def __init__(self, archive: Path, directory_bytes_max: int) -> None:
-        super().__init__(io.FileIO(archive))
+        super().__init__(io.FileIO(archive, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)))
         self._archive_name = archive.name
         self.directory_bytes_max: int | None = directory_bytes_max
 

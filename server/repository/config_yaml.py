@@ -2,6 +2,8 @@
 
 YAML can name a value once and repeat it by alias: a few lines may stand for billions of values, or for one that holds
 itself. So the size the document would have written out is counted on its node graph before anything is built from it.
+What no message to a worker can carry is refused here too: endless numbers (which Python cannot even print), and text that
+UTF-8 does not have.
 """
 
 from pathlib import Path
@@ -10,15 +12,18 @@ from typing import Any
 import yaml
 
 from ringserve.protocol.errors import InvalidModel
+from ringserve.server.repository.files import open_regular
 
 FILE_BYTES_MAX = 256 << 10
 VALUES_MAX = 100_000
+INTEGER_CHARS_MAX = 80  # 64 bits in binary, with underscores
+INTEGERS = range(-(2**63), 2**64)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in `path`; an empty file is an empty one. Raises `InvalidModel` with the line of the mistake."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise InvalidModel(f"{path.name} cannot be read: {error.strerror}") from error
@@ -44,8 +49,36 @@ def parse_mapping(text: bytes, name: str) -> dict[str, Any]:
         raise InvalidModel(f"{name}: expected YAML of moderate depth, got too many nested values") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's own values, as far as everybody who is given them can hold them."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = str(node.value)
+        if len(text) <= INTEGER_CHARS_MAX:
+            value: int = super().construct_yaml_int(node)
+            if value in INTEGERS:
+                return value
+        raise yaml.constructor.ConstructorError(
+            None, None, f"expected whole numbers of 64 bits, got {text[:40]!r}", node.start_mark
+        )
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        """JSON writes what is beyond 16 bits as two escapes; one of them alone means nothing."""
+        text = str(super().construct_yaml_str(node))
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"expected text in UTF-8, got {text[:40]!r}", node.start_mark
+            ) from None
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
+
+
 def _parse(text: bytes, file_name: str) -> dict[str, Any]:
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if root is None:

@@ -114,9 +114,9 @@ class Deployment:
     def unloaded(self) -> None:
         self.version, self.deployed = None, None
 
-    def gone_from_registry(self) -> None:
-        """Somebody has unregistered it by the API: it stays away until its file changes."""
-        self.dismissed = self.deployed
+    def gone_from_registry(self, content: str | None = None) -> None:
+        """Somebody has unregistered it by the API: it stays away until its file changes, from what was deployed or was about to be."""
+        self.dismissed = content or self.deployed
         self.unloaded()
 
 

@@ -18,11 +18,14 @@ import sysconfig
 import threading
 import venv
 from pathlib import Path
+from typing import IO
 
 from ringserve.server.control import BuildEnvironment, Channel
+from ringserve.server.repository.requirements import without_secrets
 
 EXIT_NO_ENVIRONMENT = 3
 EXIT_NOT_INSTALLED = 4
+LAST_WORDS_S = 2.0
 MARKER = ".complete"  # written last
 BASE_PTH = "zz-ringserve-base.pth"  # .pth files are read in the order of their names: ours is behind those of what is installed
 
@@ -62,11 +65,27 @@ def _build(wanted: BuildEnvironment) -> int:
     scratch.mkdir()
     # In the model's folder, so that paths in the file are the model's.
     environ = {**os.environ, "TMPDIR": str(scratch)}
-    if subprocess.run(install_command(wanted), cwd=wanted.model_dir, env=environ, check=False).returncode:
+    if _installed_by(install_command(wanted), wanted.model_dir, environ):
         return EXIT_NOT_INSTALLED
     shutil.rmtree(scratch, ignore_errors=True)
     (folder / MARKER).touch()
     return 0
+
+
+def _installed_by(command: list[str], where: str, environ: dict[str, str]) -> int:
+    """The exit code. What pip says is passed on without the secrets that it repeats."""
+    pip = subprocess.Popen(command, cwd=where, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert pip.stdout is not None
+    reader = threading.Thread(target=_pass_on, args=(pip.stdout,), daemon=True)
+    reader.start()
+    code = pip.wait()
+    reader.join(LAST_WORDS_S)  # something that it has left running may hold its output open
+    return code
+
+
+def _pass_on(said: IO[bytes]) -> None:
+    for line in said:
+        print(without_secrets(line.decode("utf-8", "replace")), end="", flush=True)
 
 
 def _end_when_orphaned(control_fd: int) -> None:

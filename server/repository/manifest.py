@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ringserve.protocol.errors import InvalidModel
+from ringserve.server.repository.files import check_carried, open_regular
 
 MANIFEST_PATH = PurePosixPath("MAR-INF/MANIFEST.json")
 MANIFEST_BYTES_MAX = 1 << 20
@@ -20,7 +21,7 @@ DEFAULT_VERSION = "1.0"
 DEFAULT_HANDLER = "default_service_handler"
 NAME_CHARS_MAX = 256
 # Names and versions become path segments of the API, labels of metrics and words of log lines.
-UNUSABLE_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
+UNUSABLE_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]")
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -74,7 +75,7 @@ def read_manifest(model_dir: Path, name_if_absent: str | None = None) -> Manifes
 def _read_json(model_dir: Path) -> dict[str, Any]:
     path = model_dir / MANIFEST_PATH
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(MANIFEST_BYTES_MAX + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InvalidModel(f"{MANIFEST_PATH} is missing: a model archive or folder must hold one") from error
@@ -89,6 +90,7 @@ def _read_json(model_dir: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         got = type(raw).__name__
         raise InvalidModel(f"Failed to parse signature.json. {MANIFEST_PATH}: expected a JSON object, got {got}")
+    check_carried(raw, str(MANIFEST_PATH))
     return raw
 
 

@@ -14,6 +14,7 @@ import msgspec
 from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature
 from ringserve.server.repository.config_yaml import read_mapping
+from ringserve.server.repository.files import check_carried
 from ringserve.server.repository.sections import Sections, parse_sections
 from ringserve.server.repository.signature import parse_signature
 
@@ -22,6 +23,16 @@ BATCHINGS = ("adaptive", "fill")
 DEVICE_TYPES = ("cpu", "gpu")
 DEFAULT_RETRY_TIMEOUT_S = 300
 INT_MAX = 2**31 - 1  # TorchServe reads these keys into Java ints
+# TorchServe's keys for what this version does not do.
+_UNSUPPORTED = (
+    "asyncCommunication",
+    "continuousBatching",
+    "parallelLevel",
+    "parallelType",
+    "sequenceBatching",
+    "torchrun",
+    "useJobTicket",
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +71,11 @@ class ModelConfig(msgspec.Struct, frozen=True):
         return (self.min_workers, self.max_workers) if self.max_workers >= self.min_workers > 0 else None
 
 
+def unsupported_keys(config: ModelConfig) -> list[str]:
+    """The keys of the file that ask for something and are not honoured."""
+    return [key for key in _UNSUPPORTED if config.raw.get(key)]
+
+
 def read_model_config(path: Path | None) -> ModelConfig:
     """The configuration in a file, or the defaults without one. Raises `InvalidModel`."""
     return ModelConfig() if path is None or not path.exists() else parse_model_config(read_mapping(path), path.name)
@@ -67,6 +83,7 @@ def read_model_config(path: Path | None) -> ModelConfig:
 
 def parse_model_config(raw: dict[str, Any], file_name: str = "model-config.yaml") -> ModelConfig:
     """The configuration in an already parsed mapping. `file_name` is for the error's sentence. Raises `InvalidModel`."""
+    check_carried(raw, file_name)
     keys = _LenientKeys(raw, file_name)
     return ModelConfig(
         min_workers=keys.at_least("minWorkers", 1),

@@ -47,6 +47,7 @@ from ringserve.server.repository.threads import ThreadOfOne, in_daemon_thread
 logger = logging.getLogger("ringserve.download")
 
 PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
+CHUNKS_AT_ONCE = 100  # one read of the socket may hold thousands of tiny ones, all of them there without any waiting
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # file systems that have none
 
 
@@ -177,10 +178,13 @@ class RemoteSources:
         """Write what comes. Returns how many bytes it was."""
         whole = incoming.bytes_announced
         progress = Progress(whole, time.monotonic())
-        received_bytes, gathered = 0, bytearray()
+        received_bytes, taken, gathered = 0, 0, bytearray()
         async with contextlib.aclosing(incoming.chunks) as chunks:
             await part.create(whole or 0)
             async for chunk in chunks:
+                taken += 1
+                if taken % CHUNKS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 received_bytes += len(chunk)
                 too_large = self._limits.too_large(received_bytes)
                 if too_large:

@@ -5,6 +5,7 @@ Imported where it is used, in a thread: the import alone takes longer than the s
 """
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from ringserve.server.repository.incoming import CHUNK_BYTES, DownloadLimits, In
 from ringserve.server.repository.threads import ThreadOfOne, in_daemon_thread
 
 ATTEMPTS_MAX = 3
+_ONE_WORD = re.compile(r"[\x21-\x7e]*")
 
 
 def signed_headers(environ: Mapping[str, str], url: str) -> dict[str, str]:
@@ -26,6 +28,11 @@ def signed_headers(environ: Mapping[str, str], url: str) -> dict[str, str]:
     for name in names:
         if not environ.get(name):
             raise SourceFailed(f"s3_sse_kms needs the environment variable {name}")
+    for name in (*names, "AWS_SESSION_TOKEN"):
+        if not _ONE_WORD.fullmatch(
+            environ.get(name, "")
+        ):  # a header that cannot be sent would be told, secrets and all
+            raise SourceFailed(f"s3_sse_kms: expected {name} without blanks, line ends and control characters")
     key_id, secret, region = (environ[name] for name in names)
     request = AWSRequest("GET", url)
     S3SigV4Auth(Credentials(key_id, secret, environ.get("AWS_SESSION_TOKEN")), "s3", region).add_auth(request)

@@ -122,6 +122,9 @@ class _Scanner:
             self.uncertain.add(group)
             what = "a link that leads nowhere" if error.errno in VANISHED else error.strerror or str(error)
             self.problems[shown(file)] = f"expected a file or folder that can be read, got {what}"
+        except Exception as error:  # noqa: BLE001 - whatever one of them is, the others are looked at
+            self.uncertain.add(group)
+            self.problems[shown(file)] = f"expected a file or folder that can be looked at, got {error!r:.200}"
 
     def look(self, name: str) -> None:
         if _IGNORED.fullmatch(name):
@@ -155,6 +158,7 @@ class _Scanner:
         if not any(versions.values()):
             if name.lower().endswith(ARCHIVE_LIKE):
                 self.problems[name] = f"expected {MANIFEST_PATH} or versions in the folder, got neither"
+                self.uncertain.add(name)  # it has taken the place of an archive, which nobody has removed
             return
         config, problem = self._folder_config(name, CONFIG_FILE in names)
         for version, found in versions.items():
@@ -261,6 +265,8 @@ def _folder_marks(folder: Path) -> tuple[int, list[str]]:
                     raise
                 continue
             marks.append(f"{inside}/{file} {_mark(status)}")
+            if len(marks) > FILES_MAX:
+                break
             # A copy that keeps the times of its files still changes their status when each is done.
             changed_ns = max(changed_ns, status.st_mtime_ns, status.st_ctime_ns)
         if len(marks) > FILES_MAX or inside.count("/") > DEPTH_MAX:
@@ -273,13 +279,19 @@ def _mapping(path: Path) -> dict[str, Any]:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise InvalidModel(f"{path.name}: expected a regular file, got something else")
-    return _parsed(path, _mark(status))
+    parsed = _parsed(path, _mark(status))
+    if isinstance(parsed, str):
+        raise InvalidModel(parsed)
+    return parsed
 
 
 @lru_cache(maxsize=4096)
-def _parsed(path: Path, mark: str) -> dict[str, Any]:
-    """YAML is slow and a look is frequent: a file that has not changed is not parsed again."""
-    return read_mapping(path)
+def _parsed(path: Path, mark: str) -> dict[str, Any] | str:
+    """The mapping, or why there is none. YAML is slow and a look is frequent: a file that has not changed is not parsed again."""
+    try:
+        return read_mapping(path)
+    except InvalidModel as error:
+        return error.message
 
 
 def _names(folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from ringserve.protocol.errors import InvalidModel
+from ringserve.server.repository.manifest import check_inside
 
 POLICIES = ("round_robin", "least_memory")
 DEVICE = re.compile(r"cpu|cuda:[0-9]{1,4}|(?:GPU|MIG)-[0-9A-Za-z/-]{1,100}")
@@ -140,6 +141,7 @@ def _sample(entry: object, where: str) -> Sample:
         raise InvalidModel(f"{where}: expected a string, got {text!r:.200}")
     if "text" in entry:
         return Sample(None, text.encode(), content_type or "text/plain", repeat)
+    check_inside(f"{where}.file", text)
     return Sample(text, b"", content_type or content_type_of(text), repeat)
 
 

@@ -5,12 +5,14 @@ time says that nobody wrote to it lately (so a rename is taken at the first look
 What disappears is gone when it is still not there a moment later: many tools replace a file by removing it first.
 """
 
+import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ringserve.server.repository.files import open_regular
 from ringserve.server.repository.scan import Entry, Snapshot
 
 SETTLE_S = 0.5
@@ -61,9 +63,9 @@ class _Seen:
 def why_not_whole(path: Path) -> str | None:
     """Why an archive cannot be complete. None: it is, or it is no archive at all, which unpacking will say better."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(_MEMBER))
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
             if size and not _MEMBER.startswith(start):
                 return None
             if zipfile.is_zipfile(file):
@@ -100,7 +102,7 @@ class Settling:
             unfinished[slot] = Unfinished(entry, reason, late)
             pauses.append(LATE_LOOK_S if late else LOOK_S)
         leaving = self._leaving(snapshot, now_s)
-        if leaving:
+        if any(slot.partition("/")[0] not in snapshot.uncertain for slot in leaving):
             pauses.append(LOOK_S)
         problems = self._lasting_problems(snapshot, now_s)
         if len(problems) < len(snapshot.problems):

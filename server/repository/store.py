@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringserve.protocol.errors import Internal, ModelNotFound
-from ringserve.server.repository.allowed_urls import REMOTE, shown_url
+from ringserve.server.repository.allowed_urls import REMOTE, shortened, shown_location, shown_url
 from ringserve.server.repository.archive import ACCEPTED_SUFFIXES, extract
 from ringserve.server.repository.manifest import MANIFEST_PATH, Manifest, read_manifest
 from ringserve.server.repository.model_config import ModelConfig, read_model_config
@@ -41,7 +41,7 @@ class ModelStore:
         and `RemoteSources.fetch` raise."""
         if url and REMOTE.match(url):
             return await self._remote.fetch(url, self._root, s3_sse_kms=s3_sse_kms, at_startup=at_startup)
-        return Fetched(self.locate(url), url or "")
+        return Fetched(self.locate(url), shown_location(url or ""))
 
     def forget(self, fetched: Fetched) -> None:
         """Unregistered: the file of a model that came by URL goes, any other stays."""
@@ -67,7 +67,7 @@ class ModelStore:
         name = re.split(r"[/\\]", url.rstrip("/"))[-1]
         path = self._root / name
         if name in ("", ".") or not (_is_file(path) or _is_dir(path)):
-            raise ModelNotFound(f"Model not found at: {url}")
+            raise ModelNotFound(f"Model not found at: {shortened(shown_location(url))}")
         return path
 
     def entries(self) -> list[str]:

@@ -6,6 +6,7 @@ come sooner. Nothing that goes wrong here ends the watching.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 from pathlib import Path
@@ -22,6 +23,9 @@ DEBOUNCE_MS = 500
 STEP_MS = 50
 IDENTITY_S = 2.0  # how soon it is seen that the folder is another one now
 REPAIR_S = 5.0
+# watchfiles holds the interpreter while it enters a folder and what it links to: 16,000 folders of /usr take a second.
+FOLDERS_MAX = 1000
+NAMES_MAX = 50_000
 
 
 class Watcher:
@@ -77,6 +81,7 @@ class Watcher:
 
     async def _listen_to(self, identity: tuple[int, int]) -> None:
         """Returns when the folder is no longer the one that is listened to."""
+        await asyncio.to_thread(_check_size, self._root)
         reports = awatch(
             self._root,
             watch_filter=None,
@@ -97,6 +102,15 @@ class Watcher:
                     self.poke()
                 if await asyncio.to_thread(_identity, self._root) != identity:
                     return
+
+
+def _check_size(root: Path) -> None:
+    """Raises `OSError` for a tree that takes too long to enter. Links are followed, as they will be."""
+    folders = names = 0
+    for _, inside, files in os.walk(root, followlinks=True):
+        folders, names = folders + 1, names + len(inside) + len(files)
+        if folders > FOLDERS_MAX or names > NAMES_MAX:
+            raise OSError(errno.E2BIG, f"expected at most {FOLDERS_MAX} folders and {NAMES_MAX} names in it, got more")
 
 
 def _identity(root: Path) -> tuple[int, int]:

@@ -116,4 +116,6 @@ class Forwarding:
 def _head(method: str, target: bytes, headers: Iterable[tuple[str, str]], rid: str, length: int) -> bytes:
     lines = [f"{name}: {value}" for name, value in headers if name.lower() not in _HOP_BY_HOP]
     lines += [f"x-request-id: {rid}", f"content-length: {length}", "connection: close", "", ""]
-    return b"%b %b HTTP/1.1\r\n" % (method.encode(), target) + "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    return b"%b %b HTTP/1.1\r\n" % (method.encode("utf-8", "surrogateescape"), target) + "\r\n".join(lines).encode(
+        "utf-8", "surrogateescape"
+    )

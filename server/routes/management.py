@@ -6,14 +6,15 @@ Values that are not numbers count as not given, as in TorchServe; parameters com
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+import re
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 import orjson
 from sanic import HTTPResponse
 from sanic.request import Request
 
-from ringserve.protocol.errors import BadRequest, InvalidModel, WorkflowNotFound
+from ringserve.protocol.errors import BadRequest, BodyTooLarge, InvalidModel, WorkflowNotFound
 from ringserve.server.admin import describe_server
 from ringserve.server.app import App, json_response, make_app
 from ringserve.server.management import IN_BACKGROUND, SCALING, Management
@@ -25,32 +26,29 @@ from ringserve.server.routes.health import add_health
 logger = logging.getLogger("ringserve.management")
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
+BODY_BYTES_MAX = FILE_BYTES_MAX  # parameters are few
 T = TypeVar("T")
 
 
 class Parameters:
     """The parameters of one request."""
 
-    def __init__(self, request: Request) -> None:
-        """Raises `BadRequest` for a JSON body that is not an object."""
-        self._values: dict[str, Any] = {
-            name: values[-1] for name, values in request.get_args(keep_blank_values=True).items()
-        }
-        if request.headers.getone("content-type", "").partition(";")[0].strip() == "application/json" and request.body:
-            self._values = _json(request.body)
-            if not isinstance(self._values, dict):
-                raise BadRequest(f"Body: expected a JSON object, got {type(self._values).__name__}.")
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
 
     def text(self, name: str) -> str | None:
         value = self._values.get(name)
+        if isinstance(value, dict | list):
+            raise BadRequest(f"{name}: expected text, got {'a list' if isinstance(value, list) else 'an object'}.")
         return None if value is None else str(value)
 
     def integer(self, name: str) -> int | None:
-        try:
-            value = int(str(self._values[name]))
-        except (KeyError, ValueError):
+        value = self._values.get(name)
+        text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
+        if not _WHOLE_NUMBER.fullmatch(text):
             return None
-        return value if INT_MIN <= value <= INT_MAX else None
+        return int(text) if INT_MIN <= int(text) <= INT_MAX else None
 
     def flag(self, name: str, default: bool) -> bool:
         """Anything but `true`, in any case, is false."""
@@ -58,25 +56,28 @@ class Parameters:
         return default if value is None else str(value).lower() == "true"
 
 
-def _json(body: bytes) -> Any:
+async def read_parameters(request: Request) -> Parameters:
+    """Raises `BadRequest` for a JSON body that is not an object, `BodyTooLarge` for one that nobody needs."""
+    content_type = request.headers.getone("content-type", "").partition(";")[0].strip()
+    if content_type.lower() != "application/json" or not request.body:
+        return Parameters({name: values[-1] for name, values in request.get_args(keep_blank_values=True).items()})
+    if len(request.body) > BODY_BYTES_MAX:
+        raise BodyTooLarge(f"Body: expected at most {BODY_BYTES_MAX} bytes of parameters, got {len(request.body)}.")
+    values = await _json(request.body)
+    if not isinstance(values, dict):
+        raise BadRequest(f"Body: expected a JSON object, got {type(values).__name__}.")
+    return Parameters(values)
+
+
+async def _json(body: bytes) -> Any:
     """TorchServe's parser also takes single quotes and names without any. Raises `BadRequest`."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        if body.lstrip().startswith(b"{") and len(body) <= FILE_BYTES_MAX:
+        if body.lstrip().startswith(b"{"):
             with contextlib.suppress(InvalidModel):
-                return parse_mapping(body, "Body")
+                return await asyncio.to_thread(parse_mapping, body, "Body")  # that may take a second
         raise BadRequest(f"Body: expected a JSON object, got a document that does not parse: {error}.") from None
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """A client that hangs up does not undo what it asked for; then the log is told how it ended."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(_log_outcome)
-        raise
 
 
 def _log_outcome(task: "asyncio.Task[T]") -> None:
@@ -90,6 +91,7 @@ class ManagementRoutes:
 
     def __init__(self, management: Management, request_bytes_max: int) -> None:
         self._management = management
+        self._changes: set[asyncio.Task[Any]] = set()
         self.app: App = make_app("ringserve-management", request_bytes_max)
         self.app.add_route(self._register, "/models", methods=["POST"], unquote=True)
         self.app.add_route(self._list, "/models", methods=["GET"], unquote=True)
@@ -106,8 +108,24 @@ class ManagementRoutes:
         add_health(self.app, lambda: management.versions.health)
         add_management(self.app, management.registry, management.settings)
 
+    async def finished(self) -> None:
+        """When the server ends: whoever changes something is told how that came out."""
+        while self._changes:
+            await asyncio.wait(self._changes)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """A client that hangs up does not undo what it asked for; then the log is told how it ended."""
+        task = asyncio.ensure_future(work)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_outcome)
+            raise
+
     async def _register(self, request: Request) -> HTTPResponse:
-        parameters = Parameters(request)
+        parameters = await read_parameters(request)
         url = parameters.text("url")
         if url is None:
             raise BadRequest("Parameter url is required.")
@@ -125,11 +143,11 @@ class ManagementRoutes:
             queue_timeout_s=parameters.integer("queue_timeout"),
             s3_sse_kms=parameters.flag("s3_sse_kms", False),
         )
-        status = await _to_its_end(self._management.register(wanted))
+        status = await self._to_its_end(self._management.register(wanted))
         return json_response({"status": status}, _status_code(status), request)
 
     async def _list(self, request: Request) -> HTTPResponse:
-        parameters = Parameters(request)
+        parameters = await read_parameters(request)
         limit, offset = parameters.integer("limit"), parameters.integer("next_page_token")
         page = self._management.list_models(100 if limit is None else limit, offset or 0)
         return json_response(page, 200, request)
@@ -138,11 +156,11 @@ class ManagementRoutes:
         return json_response(describe_server(self._management), 200, request)
 
     async def _describe(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
-        customized = Parameters(request).flag("customized", False)
+        customized = (await read_parameters(request)).flag("customized", False)
         return json_response(await self._management.describe(model, version, customized=customized), 200, request)
 
     async def _scale(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
-        parameters = Parameters(request)
+        parameters = await read_parameters(request)
         low = parameters.integer("min_worker")
         work = self._management.scale(
             model,
@@ -151,11 +169,11 @@ class ManagementRoutes:
             parameters.integer("max_worker"),
             synchronous=parameters.flag("synchronous", False),
         )
-        status = await _to_its_end(work)
+        status = await self._to_its_end(work)
         return json_response({"status": status}, _status_code(status), request)
 
     async def _unregister(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
-        status = await _to_its_end(self._management.unregister(model, version))
+        status = await self._to_its_end(self._management.unregister(model, version))
         return json_response({"status": status}, 200, request)
 
     async def _set_default(self, request: Request, model: str, version: str) -> HTTPResponse:

@@ -59,9 +59,6 @@ def act(word):
 
 TYPED_ECHO = """
 class Echo:
-    def ask(self, body: str) -> "Asking":
-        return Asking(self, body)
-
     def predict(self, inputs, outputs):
         outputs["y"][:] = inputs["x"]
 """

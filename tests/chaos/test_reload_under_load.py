@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from ringserve.server.testing import wait_until
+from tests.chaos.conftest import ACTOR
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Site
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 RELOADS = 10
+KILLS = 5
 CLIENTS = 8
 
 
@@ -25,6 +27,27 @@ def replace(path: Path) -> None:
     made.write_bytes(path.read_bytes())
     os.utime(made, (1, 1))  # nobody has written to it lately
     os.replace(made, path)
+
+
+def test_of_a_worker_that_is_killed_while_its_replacement_loads_only_the_batch_is_lost(
+    archive: Callable[..., Path], start: "Callable[..., Site]"
+) -> None:
+    """Whether the replacement takes over before the worker is back, or after."""
+    store = archive("actor", source=f"import time\ntime.sleep(0.2)\n{ACTOR}")
+    site = start(store, model_control_mode="watch")
+    with site.load("actor", CLIENTS, words=("", "sleep:0.001")) as load:
+        for number in range(KILLS):
+            done, right = site.server.log.count("actor.mar is model"), load.right + 50 * number
+            [old] = site.server.workers()
+            replace(store / "actor.mar")
+            wait_until(lambda: len(site.server.workers()) > 1, 10, "the replacement's worker")
+            wait_until(lambda right=right: load.right > right, 10, "answers")  # type: ignore[misc]
+            site.kill_worker(old)
+            wait_until(lambda done=done: site.server.log.count("actor.mar is model") > done, 20, "a reload")  # type: ignore[misc]
+            wait_until(lambda: len(site.server.workers()) == 1, 10, "the worker that was replaced is gone")
+    load.check()
+    assert load.errors.keys() <= {500}, load.messages
+    assert load.errors.total() <= KILLS, load.messages
 
 
 def test_reloads_one_after_another_fail_no_request_and_leave_nothing(

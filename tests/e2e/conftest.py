@@ -111,6 +111,12 @@ def archive() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def sums_config() -> str:
+    """For `sums.py`: two arrays in, two out."""
+    return SUMS_CONFIG
+
+
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, two_layers: Any) -> Path:
     """The model store of the shared server. Tests may add archives and remove them again."""
     folder = tmp_path_factory.mktemp("shared") / "store"

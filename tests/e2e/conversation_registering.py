@@ -6,6 +6,7 @@ from typing import Any
 from tests.e2e.conversation import (
     IN_BACKGROUND,
     MISSING_M,
+    Step,
     begins,
     described,
     done,
@@ -199,46 +200,25 @@ BODIES = [
     MISSING_M,
 ]
 
+
+def ranged(**more: Any) -> Step:
+    """Its workers and timeouts are those of its configuration, whatever was asked for."""
+    configured: dict[str, Any] = {"maxWorkers": 2, "responseTimeout": 21, "startupTimeout": 22}
+    return says(
+        200, "GET /models/ranged", [described("ranged", workers=1, modelUrl="ranged.mar", **configured, **more)]
+    )
+
+
 # What the model's own configuration says wins over the parameters (contract sections 2.2 and 9.4).
 CONFIGURED = [
     done(200, "POST /models?url=ranged.mar&initial_workers=5", registered("ranged", workers=1)),
-    says(
-        200,
-        "GET /models/ranged",
-        [
-            described(
-                "ranged",
-                workers=1,
-                maxWorkers=2,
-                modelUrl="ranged.mar",
-                batchSize=3,
-                maxBatchDelay=7,
-                responseTimeout=21,
-                startupTimeout=22,
-            )
-        ],
-    ),
+    ranged(batchSize=3, maxBatchDelay=7),
     gone("ranged"),
     done(
         200,
         "POST /models?url=ranged.mar&batch_size=5&max_batch_delay=9&response_timeout=1&startup_timeout=19",
         registered("ranged", workers=1),
     ),
-    says(
-        200,
-        "GET /models/ranged",
-        [
-            described(
-                "ranged",
-                workers=1,
-                maxWorkers=2,
-                modelUrl="ranged.mar",
-                batchSize=5,
-                maxBatchDelay=9,
-                responseTimeout=21,
-                startupTimeout=22,
-            )
-        ],
-    ),
+    ranged(batchSize=5, maxBatchDelay=9),
     gone("ranged"),
 ]

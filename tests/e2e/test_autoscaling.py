@@ -1,14 +1,12 @@
 """Between minWorkers and maxWorkers workers come when requests wait and go when nothing is left to do; no request is lost."""
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
 from ringserve.server.testing import ServerProcess, wait_until
+from tests.e2e.asking import Asking
 
 BUSY = """
 import time
@@ -31,30 +29,8 @@ def handle(data, context):
     time.sleep(0.03 * len(data or []))
     return ["done"] * len(data or [])
 """
-CONFIG = "minWorkers: 1\nmaxWorkers: 3\nautoscaling: {up_wait_ms: 20, up_after_s: 0.5, down_after_s: 1}\n"
-CLIENTS = 8
-
-
-@contextmanager
-def load(server: ServerProcess, model: str) -> Iterator[Counter[int]]:
-    """Clients that ask one request after another. Counts answers by their status."""
-    statuses: Counter[int] = Counter()
-    stop = threading.Event()
-
-    def ask() -> None:
-        with httpx.Client(base_url=server.inference_url, timeout=30, trust_env=False) as client:
-            while not stop.is_set():
-                statuses[client.post(f"/predictions/{model}").status_code] += 1
-
-    threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield statuses
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(30)
+CONFIG = "minWorkers: 1\nmaxWorkers: 3\nautoscaling: {up_wait_ms: 20, up_after_s: 0.5, down_after_s: 0.5}\n"
+CLIENTS = 6
 
 
 def test_workers_follow_the_load_within_their_bounds_and_no_request_is_lost(
@@ -62,8 +38,8 @@ def test_workers_follow_the_load_within_their_bounds_and_no_request_is_lost(
 ) -> None:
     store = tmp_path / "store"
     archive(store, "busy", "h.py:handle", source=BUSY, config=CONFIG)
-    alone = ALONE.replace("MARK", repr(str(tmp_path / "first")))
-    archive(store, "alone", "h.py:handle", source=alone, config=CONFIG)
+    source = ALONE.replace("MARK", repr(str(tmp_path / "first")))
+    archive(store, "alone", "h.py:handle", source=source, config=CONFIG)
     archive(store, "fixed", "h.py:handle", source=BUSY)
     server = start_server(store)
     http = httpx.Client(base_url=server.management_url, timeout=30, trust_env=False)
@@ -78,9 +54,12 @@ def test_workers_follow_the_load_within_their_bounds_and_no_request_is_lost(
     def wait_for(model: str, count: int) -> None:
         wait_until(lambda: workers(model) == ["READY"] * count, 30, f"{count} workers of {model}")
 
+    def asking(model: str) -> Asking:
+        return Asking(server.inference_url, model, clients=CLIENTS)
+
     with http:
         wait_for("busy", 1)
-        with load(server, "busy") as answers, load(server, "fixed") as fixed:
+        with asking("busy") as busy, asking("fixed") as fixed, asking("alone") as alone:
             wait_for("busy", 3)
             # Whoever scales it has the last word, and what runs obeys at once.
             assert scale("busy", 1, 2) == 200
@@ -88,12 +67,10 @@ def test_workers_follow_the_load_within_their_bounds_and_no_request_is_lost(
             assert scale("busy", 1, 3) == 200
             wait_for("busy", 3)
             assert workers("fixed") == ["READY"], "minWorkers equals maxWorkers"
-        assert set(answers) == set(fixed) == {200}
-        with load(server, "alone") as answers:
             server.wait_for_log("there can be only one")
-            asked = answers.total()
-            wait_until(lambda: answers.total() > asked + 50, 20, "answers of the worker that there is")
-        assert set(answers) == {200}
+            asked = alone.answers.total()
+            wait_until(lambda: alone.answers.total() > asked + 20, 20, "answers of the worker that there is")
+        assert {*busy.answers, *fixed.answers, *alone.answers} == {"done"}
         wait_for("busy", 1)
         wait_for("alone", 1)
         assert server.log.count("there can be only one") <= 8

@@ -2,18 +2,17 @@
 
 import os
 import shutil
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from zipfile import ZipFile
 
 import httpx
 import pytest
 
 from ringserve.server.testing import FLAGS, ServerProcess, wait_until
+from tests.e2e.asking import Asking
 
 WAIT_S = 30.0
 BUG_WORDS = ("a look at the model repository failed", "could not be", "was never retrieved", "Exception in callback")
@@ -68,33 +67,12 @@ class Site:
         )
         return self.files()[file]
 
+    def asking(self, model: str) -> Asking:
+        return Asking(self.server.inference_url, model)
+
     def versions(self, model: str) -> dict[str, int]:
         described = self.manage("GET", f"/models/{model}/all").json()
         return {each["modelVersion"]: each["batchSize"] for each in described} if isinstance(described, list) else {}
-
-
-class Asking:
-    """Asks one model after another without a pause, and counts what comes."""
-
-    def __init__(self, site: Site, model: str) -> None:
-        self.answers: Counter[str] = Counter()
-        self._url = f"{site.server.inference_url}/predictions/{model}"
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        with httpx.Client(timeout=WAIT_S, trust_env=False) as client:
-            while not self._stopping.is_set():
-                response = client.get(self._url)
-                self.answers[response.text if response.status_code == 200 else str(response.status_code)] += 1
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._stopping.set()
-        self._thread.join()
 
 
 def serve(folder: Path, archive: Callable[..., Path], *flags: str) -> Iterator[Site]:
@@ -129,7 +107,7 @@ def test_a_file_is_served_switched_without_a_failed_request_and_gone(site: Site)
     described = site.manage("GET", "/models/word").json()[0]
     assert [each["state"] for each in described["repository"]] == ["served"]
     assert described["modelUrl"] == "word.mar"
-    with Asking(site, "word") as asking:
+    with site.asking("word") as asking:
         site.copy("word.mar", site.made("word", "second"))
         wait_until(lambda: asking.answers["second"] >= 5, WAIT_S, f"the second\n{site.server.log}")
         site.drop("word.mar", "word", "third", version="2.0")
@@ -183,7 +161,7 @@ def test_a_broken_file_changes_nothing_and_says_why(site: Site, tmp_path: Path) 
     site.drop("kept.mar", "kept", "first")
     site.wait_for("kept", "first")
     reasons = []
-    with Asking(site, "kept") as asking:
+    with site.asking("kept") as asking:
         for what, (breaking, sentence) in BROKEN.items():
             made = tmp_path / "made.mar"
             breaking(made)
@@ -286,8 +264,8 @@ def test_a_version_of_the_api_is_left_alone(site: Site) -> None:
 def test_who_registers_a_file_that_is_served_already_has_it_from_then_on(site: Site) -> None:
     site.drop("both.mar", "both", "one")
     site.wait_for("both", "one")
-    register = "/models?url=both.mar&initial_workers=2&batch_size=4"
-    with Asking(site, "both") as asking:
+    register = "/models?url=/any/folder/both.mar&initial_workers=2&batch_size=4"
+    with site.asking("both") as asking:
         wait_until(lambda: asking.answers["one"] > 5, WAIT_S, "asked")
         answer = site.manage("POST", register)
         assert (answer.status_code, "registered with 2 initial workers" in answer.text) == (200, True)
@@ -309,7 +287,7 @@ def test_without_reports_of_the_file_system_it_is_polled(
     folder = tmp_path_factory.mktemp("polled")
     for site in serve(folder, archive, "--model-control-mode", "poll", "--repository-poll-s", "1"):
         assert site.says("early") == "from the start"
-        with Asking(site, "early") as asking:
+        with site.asking("early") as asking:
             site.drop("early.mar", "early", "switched")
             site.drop("many/1.0/m.mar", "many", "a version")
             site.wait_for("many", "a version")

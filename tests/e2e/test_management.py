@@ -191,6 +191,23 @@ def test_a_body_that_is_no_json_object_is_a_bad_request(management: httpx.Client
     assert "expected a JSON object" in refused(response, 400, "BadRequestException")
 
 
+@pytest.mark.parametrize(
+    ("body", "code", "kind", "message"),
+    [
+        (b"{'url': ['plain.mar']}", 400, "BadRequestException", "url: expected text, got a list."),
+        (b"{'url': 'plain.mar', 'model_name': \"\\ud800\"}", 400, "BadRequestException", "expected a JSON object"),
+        (b'{"url": "x%b.mar"}' % (b"x" * 300_000), 413, "RequestEntityTooLargeException", "at most 262144 bytes"),
+    ],
+)
+def test_parameters_that_nobody_can_use_are_refused(
+    management: httpx.Client, body: bytes, code: int, kind: str, message: str
+) -> None:
+    """And the list of models can still be told afterwards."""
+    response = management.post("/models", content=body, headers={"content-type": "Application/JSON"})
+    assert message in refused(response, code, kind)
+    assert management.get("/models").status_code == 200
+
+
 @pytest.mark.parametrize("params", [{"batch_size": 10**6}, {"initial_workers": 10**6}])
 def test_numbers_beyond_reason_are_refused(management: httpx.Client, params: dict[str, Any]) -> None:
     refused(register(management, **params), 400, "BadRequestException")

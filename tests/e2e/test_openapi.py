@@ -25,15 +25,6 @@ EXAMPLES_EACH = 8
 EXAMPLES = {"POST /models": 60, "PUT /models/{model_name}": 30, "PUT /models/{model_name}/{model_version}": 30}
 CALL_S_MAX = 20
 MODELS = ("first", "second", "typed")
-TYPED_CONFIG = """
-backend: python
-inputs:
-  - {name: left, dtype: float32, shape: [3]}
-  - {name: right, dtype: float32, shape: [3]}
-outputs:
-  - {name: sum, dtype: float32, shape: [3]}
-  - {name: double, dtype: float32, shape: [3]}
-"""
 # A status that the document does not know fails, a 5xx like any other.
 CHECKS = [
     status_code_conformance,
@@ -80,12 +71,14 @@ COUNTS = ("initial_workers", "min_worker", "max_worker")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, archive: Callable[..., Path]) -> Iterator[ServerProcess]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, archive: Callable[..., Path], sums_config: str
+) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("openapi")
     store = folder / "store"
     for name in MODELS[:2]:
         archive(store, name, "plain.py:handle")
-    archive(store, "typed", "sums.py", config=TYPED_CONFIG)
+    archive(store, "typed", "sums.py", config=sums_config)
     config = {"default_workers_per_model": 1}
     with ServerProcess(store, config=config, folder=folder / "server") as server:
         yield server

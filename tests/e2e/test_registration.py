@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import stat
 import tarfile
 import time
@@ -129,6 +131,27 @@ def test_an_archive_that_cannot_be_served_is_refused_and_leaves_nothing(
     assert list(server.tmp_dir.rglob("escaped.txt")) == []
     assert not Path("/tmp/absolute.txt").exists()
     check_name_is_free(client, management, broken)
+
+
+def test_a_folder_whose_manifest_is_a_pipe_is_refused_and_hangs_nobody(management: httpx.Client, store: Path) -> None:
+    folder = store / "piped"
+    (folder / "MAR-INF").mkdir(parents=True)
+    os.mkfifo(folder / "MAR-INF/MANIFEST.json")
+    try:
+        answer = management.post("/models", params={"url": "piped"})
+        assert "expected a regular file, got a named pipe" in refused(answer, 400, "InvalidModelException")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("config", ["x: 0x1" + "0" * 5000, 'x: "\\ud800"', "1: x"])
+def test_a_configuration_that_no_worker_can_be_given_is_refused_and_leaves_nothing(
+    management: httpx.Client, broken: Path, config: str
+) -> None:
+    model = {**MANIFEST["model"], "configFile": "c.yaml"}  # type: ignore[dict-item]
+    write_zip(broken, {"h.py": HANDLER, "c.yaml": config}, {**MANIFEST, "model": model})
+    assert refused(register(management), 400, "InvalidModelException").startswith("c.yaml")
+    assert management.get("/models/broken").status_code == 404
 
 
 BAD_HANDLERS = {

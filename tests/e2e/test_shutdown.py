@@ -124,6 +124,35 @@ def test_a_second_signal_does_not_wait(gated: ServerProcess, tmp_path: Path) -> 
     assert gated.remains() == []
 
 
+def test_signals_until_the_last_moment_do_not_spoil_the_exit_code(start_server: Any, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    server: ServerProcess = start_server(tmp_path / "store")
+    os.kill(server.pid, signal.SIGTERM)
+    while server.running:
+        os.kill(server.pid, signal.SIGTERM)
+        time.sleep(0.001)
+    assert server.wait(20) == 0
+    assert server.remains() == []
+
+
+def test_a_registration_that_is_under_way_is_told_that_the_server_stops(
+    start_server: Any, archive: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = f"import time\nopen({str(tmp_path / 'loading')!r}, 'w').close()\ntime.sleep(60)\n"
+    archive(tmp_path / "store", "slow", "h.py:handle", source=source)
+    server: ServerProcess = start_server(tmp_path / "store", models=())
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{server.management_url}/models"
+        asked = pool.submit(
+            httpx.post, url, params={"url": "slow.mar", "initial_workers": 1}, timeout=60, trust_env=False
+        )
+        wait_until((tmp_path / "loading").exists, 20, "its worker loads")
+        assert server.stop() == 0
+        assert asked.result().status_code == 503
+        assert "shutting down" in asked.result().json()["message"]
+    assert "Traceback" not in server.log
+
+
 def test_a_model_that_is_still_loading_does_not_hold_up_the_end(
     start_server: Any, archive: Callable[..., Path], tmp_path: Path
 ) -> None:

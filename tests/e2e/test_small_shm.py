@@ -25,16 +25,6 @@ SIZES = (1, 3_136, IMAGE_BYTES, 6_000_000)
 REQUESTS = 60
 CLIENTS = 8
 
-SMALL_TYPED = """
-backend: python
-batchSize: 8
-inputs:
-  - {name: left, dtype: float32, shape: [3]}
-  - {name: right, dtype: float32, shape: [3]}
-outputs:
-  - {name: sum, dtype: float32, shape: [3]}
-  - {name: double, dtype: float32, shape: [3]}
-"""
 LARGE_TYPED = """
 backend: python
 batchSize: 8
@@ -53,6 +43,7 @@ def start(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     archive: Callable[..., Path],
+    sums_config: str,
     start_server: Callable[..., ServerProcess],
 ) -> Start:
     """A server with four models where /dev/shm has `size`, or is `none`."""
@@ -66,7 +57,7 @@ def start(
         store, wrapper = tmp_path / "store", tmp_path / "ringserve"
         archive(store, "echo", "echo.py", config="batchSize: 8\n")
         archive(store, "single", "echo.py")
-        archive(store, "sums", "sums.py", config=SMALL_TYPED)
+        archive(store, "sums", "sums.py", config=sums_config)
         archive(store, "checksums", "checksums.py", config=LARGE_TYPED)
         words = shlex.join([str(IN_SMALL_SHM), size, testing.command()])
         wrapper.write_text(f'#!/bin/sh\nexec {words} "$@"\n')

@@ -39,16 +39,13 @@ class Request:
         self._seen = False
         self.fill: Fill | None = None  # the slab that it was seen in last
         self._parts: list[bytes | memoryview] = []
-        self._timeout_ns = timeout_ms * 1_000_000
-        self.deadline_ns = 0
-        self.arrive(now_ns, in_place=False)
+        self.deadline_ns = now_ns + timeout_ms * 1_000_000 if timeout_ms else 0
+        self.arrive(now_ns)
 
-    def arrive(self, now_ns: int, *, in_place: bool) -> None:
-        """It begins to wait; the client's patience began with the body, where there was a row for that."""
+    def arrive(self, now_ns: int) -> None:
+        """It begins to wait for a worker; its client has waited since the head came."""
         self._queued_ns = now_ns
         self._wait_until_ns = now_ns + QUEUE_TIMEOUT_MS * 1_000_000
-        if self._timeout_ns and not in_place:
-            self.deadline_ns = now_ns + self._timeout_ns
 
     def enter(self, pending: Pending, clock: "Clock") -> None:
         """It is in the queue."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from ringserve.protocol.errors import RingServeError, WorkerStartFailed
+from ringserve.protocol.errors import RingServeError, VersionNotFound, WorkerStartFailed
 from ringserve.server.dropin import DropIn
 from ringserve.server.registration import Dropped
 from ringserve.server.registry import ModelVersion, Registry, ServingOptions
@@ -46,6 +46,8 @@ class Deployer:
         if dropped.url in self.fails:
             raise self.fails[dropped.url]
         manifest = Manifest(model_name=name, model_version=label or "1.0")
+        if replaces is not None and not self.registry.holds(replaces):
+            raise VersionNotFound("It was unregistered meanwhile.")
         unpacked = UnpackedModel(manifest, ModelConfig(), dropped.path, temporary=True)
         name, label = dropped.model_name or name, dropped.version or label or "1.0"
         version = ModelVersion(self.registry.next_key(), name, label, dropped.url, unpacked, OPTIONS)
@@ -132,7 +134,11 @@ class Place:
         return str(row["state"])
 
 
-def run(root: Path, scene: Callable[[Place], Awaitable[None]]) -> None:
+Scene = Callable[[Place], Awaitable[None]]
+Play = Callable[[Scene], None]
+
+
+def run(root: Path, scene: Scene) -> None:
     """Play a scene in an empty repository."""
     root.mkdir()
 

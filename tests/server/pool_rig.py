@@ -41,6 +41,7 @@ class Process:
     """A worker as its pool sees it. `plan` says what the next ones do when they are started; without one they wait to be told."""
 
     all: ClassVar[list["Process"]] = []
+    refused: ClassVar[int] = 0  # so many starts the system refuses next
     plan: ClassVar[deque[Callable[["Process"], object]]] = deque()
 
     def __init__(self, label: str, receives: object) -> None:
@@ -61,6 +62,9 @@ class Process:
         on_exit: Callable[[], None],
         python: str,
     ) -> None:
+        if Process.refused:
+            Process.refused -= 1
+            raise BlockingIOError("Resource temporarily unavailable")
         self._on_message, self._on_exit = on_message, on_exit
         self.began_s = asyncio.get_running_loop().time()
         self.all.append(self)
@@ -181,6 +185,7 @@ def play(scenario: Scenario, **options: Any) -> None:
     raised: list[Any] = []
     Process.all.clear()
     Process.plan.clear()
+    Process.refused = 0
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))

@@ -1,4 +1,4 @@
-"""What describe says of devices, and what a registration is told about keys that this version does not honour."""
+"""What describe says of a version, and of the devices of its workers."""
 
 import asyncio
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ringserve.server.description import describe_version, gpu_usage, unsupported_keys
+from ringserve.server.description import describe_version, gpu_usage
 from ringserve.server.devices import Device, Usage
 from ringserve.server.placement import Place, Placer
 from ringserve.server.registry import ModelVersion, ServingOptions
@@ -21,19 +21,6 @@ DEVICES = (
     Device(1, "GPU-1", "A100", "gpu", 40960 * MIB),
     Device(2, "MIG-2", "A100 MIG 1g", "mig", 4864 * MIB, "GPU-cut"),
 )
-
-
-@pytest.mark.parametrize(
-    ("raw", "named"),
-    [
-        ({}, []),
-        ({"batchSize": 4, "minWorkers": 1, "maxWorkers": 1, "deviceType": "cpu"}, []),
-        ({"continuousBatching": False, "useVenv": True, "deviceType": "gpu", "deviceIds": [0]}, []),
-        ({"sequenceBatching": True, "torchrun": {"nproc-per-node": 2}}, ["sequenceBatching", "torchrun"]),
-    ],
-)
-def test_what_is_asked_for_and_not_done_is_named(raw: dict[str, object], named: list[str]) -> None:
-    assert unsupported_keys(parse_model_config(raw)) == named
 
 
 def described(raw: dict[str, Any], *places: Place | None, devices: tuple[Device, ...] = DEVICES) -> dict[str, Any]:
@@ -85,7 +72,9 @@ def test_use_venv_is_told_as_configured(use_venv: bool) -> None:
 
 
 def test_a_worker_on_the_cpu_has_torchserves_fields_and_no_others() -> None:
-    for worker in described({}, Place(), None)["workers"]:
+    workers = described({}, Place(), None)["workers"]
+    assert len(workers) == 2
+    for worker in workers:
         assert list(worker) == ["id", "startTime", "status", "memoryUsage", "pid", "gpu", "gpuUsage"]
         assert (worker["gpu"], worker["gpuUsage"]) == (False, "N/A")
 

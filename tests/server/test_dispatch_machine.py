@@ -23,7 +23,7 @@ from ringserve.protocol.errors import PredictionFailed, QueueFull, WorkerLost
 from ringserve.protocol.request import Answer
 from ringserve.protocol.tensor import Signature, TensorSpec
 from ringserve.server.inflight import Fill, State
-from ringserve.server.landing import Landing, SlabLanding, copy_into
+from ringserve.server.landing import Landing, copy_into
 from ringserve.server.sources import Held, ReplyStream
 from ringserve.shm.link import CHUNK_CREDITS
 from tests.server.dispatch_model import QUEUE_TIMEOUT_MS, RAISES, Request
@@ -170,7 +170,7 @@ class DispatchMachine(RuleBasedStateMachine):
     def commit(self, request: Request, landing: Landing) -> None:
         room = self.waiting() < CAPACITY
         request.landing = None
-        request.arrive(self.now_ns, in_place=isinstance(landing, SlabLanding))
+        request.arrive(self.now_ns)
         try:
             pending = self.stage.commit(landing)
         except QueueFull:

@@ -1,7 +1,7 @@
 """Models with versions in folders of their own, and unpacked ones."""
 
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ from ringserve.server.repository.manifest import Manifest
 from ringserve.server.repository.model_config import ModelConfig
 from ringserve.server.repository.scan import Entry
 from ringserve.server.repository.store import UnpackedModel
-from tests.server.dropin_place import OPTIONS, Place, run
-
-Play = Callable[[Callable[[Place], Awaitable[None]]], None]
+from tests.server.dropin_place import OPTIONS, Place, Play, run
 
 
 @pytest.fixture

@@ -93,6 +93,18 @@ def test_the_answer_to_head_has_no_body(tmp_path: Path) -> None:
     assert (answer.status, answer.body) == (405, b"")
 
 
+def test_a_method_that_is_no_text_goes_on_as_it_came(tmp_path: Path) -> None:
+    heard = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 2\r\n\r\n{}")
+        writer.close()
+
+    assert talk(tmp_path, serve, method="G\udcffT").status == 405
+    assert heard.startswith(b"G\xffT /models/")
+
+
 def test_without_a_supervisor_there_is_no_waiting(tmp_path: Path) -> None:
     for path in (tmp_path / SOCKET_NAME, tmp_path / "no folder" / SOCKET_NAME):
         with pytest.raises(ShuttingDown):

@@ -227,3 +227,52 @@ def test_the_first_outcome_counts_until_a_worker_loads_after_all() -> None:
         await rig.pool.settle()
 
     play(scenario)
+
+
+def test_when_the_worker_that_is_tried_goes_another_one_is_tried() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.pool.grow(2)
+        Process.all[1].load()
+        Process.all[1].end(1)
+        Process.all[0].end(1)
+        Process.plan.extend([fail] * 2)
+        await asyncio.sleep(3)
+        assert not rig.pool.serviceable
+        await asyncio.sleep(10)
+        [probe] = rig.running
+        assert "W-2" in probe.label, "the one that has loaded before"
+        await rig.pool.shrink(1)
+        await asyncio.sleep(100)
+        assert len(rig.running) == 1, "there is no version without anybody who tries"
+
+    play(scenario, workers=2)
+
+
+def test_without_retries_every_worker_is_tried_once_although_the_first_do_not_load() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.pool.grow(6)
+        Process.plan.extend([fail] * 6)
+        for process in Process.all:
+            fail(process)
+        await asyncio.sleep(1000)
+        assert len(Process.all) == 6
+        assert all(slot.settled.done() for slot in rig.pool.slots)
+
+    play(scenario, workers=6, config="no restart")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_when_its_version_leaves_a_pool_starts_nothing_more(loaded: bool) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.pool.grow(1)
+        if loaded:
+            Process.all[0].load().answer()
+        rig.pool.give_up_starting()
+        rig.pool.grow(3)
+        rig.pool.try_grow(3)
+        for process in rig.running:
+            process.end(1)
+        await asyncio.sleep(100)
+        assert len(Process.all) == 1
+
+    play(scenario)

@@ -113,3 +113,20 @@ def test_a_pool_that_gives_up_starting_ends_a_replacement_too() -> None:
         assert rig.running == [Process.all[0]]
 
     play(scenario, workers=2)
+
+
+def test_a_replacement_that_no_process_could_be_made_for_is_tried_again() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.pool.grow(1)
+        Process.all[0].load().answer()
+        Process.refused = 1
+        Process.all[0].say(Worn())
+        await asyncio.sleep(2)
+        assert len(rig.placed) == 1, "its place is free again"
+        rig.pool.replace_worn()
+        Process.all[1].load()
+        await asyncio.sleep(1)
+        assert len(rig.running) == 1
+        assert rig.pool.ready_count == 1
+
+    play(scenario)

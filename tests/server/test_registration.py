@@ -104,7 +104,7 @@ def test_a_folders_version_wins_over_the_manifests() -> None:
         ({"batch_size": 70_000}, "batch_size: expected 1 to 65536, got 70000"),
         ({"max_batch_delay_ms": -5}, "max_batch_delay: expected 0 or more, got -5"),
         ({"startup_timeout_s": -1}, "startup_timeout: expected 0 or more, got -1"),
-        ({"initial_workers": 5000}, "workers: expected at most 1024, got 5000"),
+        ({"initial_workers": 5000}, "initial_workers: expected at most 1024, got 5000"),
         ({"runtime": "LSP"}, "runtime: expected python or python3, got LSP"),
         ({"handler": "../h.py"}, "handler: expected a path inside the model's folder"),
         ({"model_name": "a/b"}, "model_name: expected at most 256 characters without slashes"),

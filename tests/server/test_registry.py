@@ -115,7 +115,7 @@ def test_a_replacement_takes_the_place_of_the_other_and_its_being_the_default(re
     assert not registry.holds(old)
     registry.replace(again, newer)
     assert registry.find("m") is newer
-    assert set(registry.all_of("m")) == {newer, sibling}
+    assert registry.all_of("m") == [newer, sibling], "in the place of the one before"
 
 
 def test_a_replacement_cannot_take_anybody_elses_place(registry: Registry) -> None:

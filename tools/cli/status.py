@@ -64,7 +64,10 @@ def _vitals(pid: int) -> tuple[float, int] | None:
 
 def ask(pid: int, path: str) -> dict[str, Any]:
     """What the server answers to a GET. Raises `NoAnswer`."""
-    found = sorted(Path(tempfile.gettempdir()).glob(f"ringserve-{pid}-*/{SOCKET_NAME}"))
+    try:
+        found = _sockets(Path(tempfile.gettempdir()), pid, psutil.Process(pid).uids().effective)
+    except psutil.NoSuchProcess:
+        found = []
     if not found:
         raise NoAnswer("it is starting or going down")
     try:
@@ -80,6 +83,12 @@ def ask(pid: int, path: str) -> dict[str, Any]:
     if response.status != 200 or not isinstance(answer, dict):
         raise NoAnswer(f"it answers with status {response.status}")
     return answer
+
+
+def _sockets(folder: Path, pid: int, owner: int) -> list[Path]:
+    """The server's. In a folder that everybody may write to, somebody else may have made one of its name."""
+    found = sorted(folder.glob(f"ringserve-{pid}-*/{SOCKET_NAME}"))
+    return [path for path in found if path.parent.lstat().st_uid == owner]
 
 
 def describe(served: Mapping[str, Any]) -> list[str]:

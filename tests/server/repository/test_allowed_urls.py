@@ -35,6 +35,7 @@ TORCHSERVE_DEFAULT = "file://.*|http(s)?://.*"
         (("https://a/x",), "https://a/x.mar", False),  # the whole URL, not its beginning
         ((TORCHSERVE_DEFAULT,), "file:///x.mar", True),
         ((TORCHSERVE_DEFAULT,), "s3://b/x.mar", False),
+        ((".*",), "https://a/" + "x" * URL_CHARS_MAX, False),  # patterns may take long for long ones
     ],
 )
 def test_a_url_is_allowed_when_a_pattern_matches_all_of_it(patterns: tuple[str, ...], url: str, matches: bool) -> None:
@@ -57,6 +58,8 @@ def test_a_pattern_that_is_no_regular_expression_is_named() -> None:
         (r"http:\/\/Minio-1\.internal\/.*", "http://MINIO-1.internal/x.mar", "minio-1.internal", True),
         (r"http://\[fd00::1\]/.*", "http://[fd00::1]/x.mar", "fd00::1", True),
         ("https://a/.*|http://b/.*", "http://b/x.mar", "b", True),
+        ("(?!http://10.0.0.1/)http://.*", "http://10.0.0.1:80/x.mar", "10.0.0.1", False),  # it keeps it out
+        ("http://(?:.(?<!http://10.0.0.1/))*", "http://10.0.0.1:80/x.mar", "10.0.0.1", False),
         ("(http://b)/.*", "http://b/x.mar", "b", True),
         ("http://.*", "http://10.0.0.5/x.mar", "10.0.0.5", False),
         ("http://10.*", "http://10.0.0.5/x.mar", "10.0.0.5", False),
@@ -297,6 +300,9 @@ def test_climbing_is_seen_plain_and_encoded(url: str, found: bool) -> None:
         ("https://host/x.mar?X-Amz-Signature=secret", "https://host/x.mar?***"),
         ("https://host/x.mar?sig=secret#secret", "https://host/x.mar?***"),
         ("https://host/a@b/x.mar", "https://host/a@b/x.mar"),
+        (" http://user:secret@host/x.mar", "http://***@host/x.mar"),
+        ("http://host/\x1b[2J\n2026 all is well", "http://host/\\x1b[2J\\n2026 all is well"),
+        ("http://" + "h" * 10_000, "http://" + "h" * 293 + "…"),
     ],
 )
 def test_what_a_url_keeps_secret_is_not_shown(url: str, shown: str) -> None:

@@ -81,8 +81,13 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, PATIENCE_S))
 
 
-def hang(index: socket.socket) -> str:
-    return f"--index-url http://127.0.0.1:{index.getsockname()[1]}/simple"
+def slow_model(folder: Folder, index: socket.socket) -> UnpackedModel:
+    """It asks the index for its package, and waits."""
+    url = f"http://127.0.0.1:{index.getsockname()[1]}/simple"
+    model = folder.model("slow", f"--index-url {url}", "no-such-package")
+    lines = model.model_dir / "requirements.txt"
+    lines.write_text(lines.read_text().replace("--no-index\n", ""))
+    return model
 
 
 async def asked(index: socket.socket) -> None:
@@ -150,9 +155,7 @@ def test_one_that_cannot_be_installed_leaves_nothing_and_names_the_model(folder:
 def test_an_installation_that_takes_too_long_is_killed_with_all_it_started(
     folder: Folder, silent_index: socket.socket
 ) -> None:
-    model = folder.model("slow", hang(silent_index), "no-such-package")
-    lines = model.model_dir / "requirements.txt"
-    lines.write_text(lines.read_text().replace("--no-index\n", ""))
+    model = slow_model(folder, silent_index)
     with pytest.raises(ModelError, match=r"for model slow\. It took longer than 1\.5 s \(model_install_timeout\)"):
         run(folder.environments(install_s_max=1.5).python_for(model, "slow"))
     assert folder.kept() == []
@@ -162,9 +165,7 @@ def test_an_installation_that_takes_too_long_is_killed_with_all_it_started(
 def test_a_server_that_stops_ends_its_installations_and_begins_none(
     folder: Folder, silent_index: socket.socket
 ) -> None:
-    model = folder.model("slow", hang(silent_index), "no-such-package")
-    lines = model.model_dir / "requirements.txt"
-    lines.write_text(lines.read_text().replace("--no-index\n", ""))
+    model = slow_model(folder, silent_index)
     environments = folder.environments()
 
     async def stopped() -> None:

@@ -4,7 +4,7 @@ resolved by the test."""
 import datetime
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,6 @@ from ringserve.protocol.errors import ModelNotFound
 from ringserve.server.repository.incoming import DownloadLimits
 from tests.server.repository.fetching import ANY, BODY, failure, fetch, refused
 from tests.server.repository.file_server import FileServer, answer, redirect
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    (tmp_path / "store").mkdir()
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def source() -> Iterator[FileServer]:
-    with FileServer() as server:
-        server.acts["/x.mar"] = answer(200, BODY)
-        yield server
 
 
 def test_a_body_without_a_length_arrives_too(source: FileServer, store: Path) -> None:

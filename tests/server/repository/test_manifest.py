@@ -1,6 +1,7 @@
 """MAR-INF/MANIFEST.json: what is read, what is defaulted, what is refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,17 @@ def test_an_enormous_manifest_is_refused_unparsed(tmp_path: Path) -> None:
     assert refused(model_dir(tmp_path, b" " * (1 << 20) + b"{}")).endswith("expected at most 1048576 bytes, got more")
 
 
+def test_a_pipe_in_its_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    folder = model_dir(tmp_path, b"")
+    (folder / "MAR-INF/MANIFEST.json").unlink()
+    os.mkfifo(folder / "MAR-INF/MANIFEST.json")
+    assert refused(folder) == "MAR-INF/MANIFEST.json cannot be read: expected a regular file, got a named pipe"
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
+        ({**of_model(), "extra": [10**30]}, "MAR-INF/MANIFEST.json: expected keys of text, and values that workers"),
         ({}, "Missing Model entry in manifest file."),
         ({"model": []}, "Missing Model entry in manifest file."),
         ({"model": {}}, "Model name is not defined."),

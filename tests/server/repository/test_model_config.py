@@ -1,6 +1,7 @@
 """model-config.yaml: TorchServe's keys leniently, our own strictly, hostile YAML not at all."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ import pytest
 from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature, TensorSpec
 from ringserve.server.repository.config_yaml import VALUES_MAX
-from ringserve.server.repository.model_config import ModelConfig, parse_model_config, read_model_config
+from ringserve.server.repository.model_config import (
+    ModelConfig,
+    parse_model_config,
+    read_model_config,
+    unsupported_keys,
+)
 from ringserve.server.repository.signature import DTYPE_ALIASES
 
 
@@ -147,6 +153,11 @@ def test_workers_take_effect_only_as_a_sensible_pair(raw: dict[str, Any], expect
     ("text", "message"),
     [
         ("backend: onnx", "backend: expected one of handler, torchscript, python, got 'onnx'"),
+        (
+            "warmup: [{file: /etc/passwd}]",
+            "warmup[0].file: expected a path inside the model's folder, got '/etc/passwd'",
+        ),
+        ("warmup: [{file: a/../../b}]", "warmup[0].file: expected a path inside the model's folder, got 'a/../../b'"),
         ("backend:", "backend: expected one of handler, torchscript, python, got None"),
         ("batching: [fill]", "batching: expected one of adaptive, fill, got ['fill']"),
         ("inputs: x", "inputs: expected a list of 1 to 64 tensors, got 'x'"),
@@ -225,6 +236,14 @@ def test_all_eight_integer_names_of_triton_are_known() -> None:
         ("a: 2026-13-45\n", ": expected YAML, got an error: month must be in 1..12"),
         ("a: " + "[" * 5000, ": expected YAML of moderate depth"),
         ("a: &x [*x]\n", ", line 1: expected a value that ends, got one that holds itself"),
+        ("a: 0x" + "f" * 5000, ", line 1: expected YAML, got an error: expected whole numbers of 64 bits, got '0xfff"),
+        ("a: 1" + ":1" * 100_000, ", line 1: expected YAML, got an error: expected whole numbers of 64 bits, got '1:1"),
+        (
+            "a: 18446744073709551616",
+            ", line 1: expected YAML, got an error: expected whole numbers of 64 bits, got '184",
+        ),
+        ('a: "\\ud83d"', ", line 1: expected YAML, got an error: expected text in UTF-8, got "),
+        ("1: a", ": expected keys of text, and values that workers can be given: Expected `str`, got `int`"),
         ("#" * (256 << 10) + "\n", ": expected at most 262144 bytes, got more"),
     ],
 )
@@ -240,6 +259,31 @@ def test_aliases_that_grow_without_end_are_refused_before_they_grow(tmp_path: Pa
     assert refused(tmp_path, "\n".join(lines)).endswith(f"expected at most {VALUES_MAX} values, got more")
 
 
+def test_what_json_can_say_means_the_same(tmp_path: Path) -> None:
+    text = '{"a": "\\ud83d\\ude00", "b": -9223372036854775808, "c": 18446744073709551615, "d": 0x_ff}'
+    config = read_model_config(written(tmp_path, text))
+    assert config.raw == {"a": "\U0001f600", "b": -(2**63), "c": 2**64 - 1, "d": 255}
+
+
+def test_a_pipe_in_its_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model-config.yaml")
+    with pytest.raises(InvalidModel, match="cannot be read: expected a regular file, got a named pipe"):
+        read_model_config(tmp_path / "model-config.yaml")
+
+
 def test_ordinary_aliases_and_merges_work(tmp_path: Path) -> None:
     config = read_model_config(written(tmp_path, "base: &b {x: 1}\nhandler:\n  <<: *b\n  y: *b\n"))
     assert config.raw["handler"] == {"x": 1, "y": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({}, []),
+        ({"batchSize": 4, "minWorkers": 1, "maxWorkers": 1, "deviceType": "cpu"}, []),
+        ({"continuousBatching": False, "useVenv": True, "deviceType": "gpu", "deviceIds": [0]}, []),
+        ({"sequenceBatching": True, "torchrun": {"nproc-per-node": 2}}, ["sequenceBatching", "torchrun"]),
+    ],
+)
+def test_what_is_asked_for_and_not_done_is_named(raw: dict[str, object], named: list[str]) -> None:
+    assert unsupported_keys(parse_model_config(raw)) == named

@@ -1,12 +1,14 @@
 """Archives from elsewhere: whole and under their name, or nothing, and why; and what is left when somebody dies."""
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,11 @@ import pytest
 
 from ringserve.protocol.errors import DownloadFailed, Internal, ModelNotFound
 from ringserve.server.repository import remote
-from ringserve.server.repository.incoming import DownloadLimits, Progress
+from ringserve.server.repository.incoming import DownloadLimits, Incoming, Progress
 from ringserve.server.repository.remote import Fetched, RemoteSources
 from ringserve.server.repository.threads import ThreadOfOne, in_daemon_thread
 from tests.server.repository.fetching import ANY, BODY, LIMITS, failure, fetch, refused
 from tests.server.repository.file_server import FileServer, answer
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    (tmp_path / "store").mkdir()
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def source() -> Iterator[FileServer]:
-    with FileServer() as server:
-        server.acts["/x.mar"] = answer(200, BODY)
-        yield server
-
 
 # ---- what goes well
 
@@ -48,6 +36,34 @@ def test_a_long_body_is_written_as_it_comes(source: FileServer, store: Path) -> 
     long = BODY * 40
     source.acts["/x.mar"] = answer(200, long)
     assert fetch(f"{source.url}/x.mar", store, limits=DownloadLimits(total_s=20)).path.read_bytes() == long
+
+
+def test_a_source_that_sends_byte_by_byte_does_not_keep_the_event_loop(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+    turn_of_chunk: list[int] = []
+
+    async def tiny() -> AsyncGenerator[bytes, None]:
+        for _ in range(1000):
+            turn_of_chunk.append(turns)
+            yield b"x"
+
+    @contextlib.asynccontextmanager
+    async def open_tiny(*_: object) -> AsyncIterator[Incoming]:
+        yield Incoming(None, tiny())
+
+    async def run() -> None:
+        nonlocal turns
+        download = asyncio.ensure_future(RemoteSources(ANY, LIMITS).fetch("http://h/x.mar", store))
+        while not download.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert (await download).path.stat().st_size == 1000
+
+    monkeypatch.setattr(remote, "open_http", open_tiny)
+    asyncio.run(run())
+    assert Counter(turn_of_chunk).most_common(1)[0][1] <= remote.CHUNKS_AT_ONCE
 
 
 def test_a_file_is_copied(store: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Which requirements are the same, so that what was installed for one model may serve another."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from ringserve.protocol.errors import InvalidModel
-from ringserve.server.repository.requirements import REQUIREMENTS_BYTES_MAX, digest, normalised
+from ringserve.server.repository import requirements
+from ringserve.server.repository.requirements import REQUIREMENTS_BYTES_MAX, digest, normalised, without_secrets
 
 
 def model(folder: Path, files: Mapping[str, str | bytes]) -> Path:
@@ -88,6 +90,20 @@ def test_files_that_name_each_other_end(tmp_path: Path) -> None:
     assert digest_of(tmp_path, {"requirements.txt": "-r more.txt", "more.txt": "-r requirements.txt"})
 
 
+def test_what_is_named_many_times_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of sources is read whole, weights and all: a line for it costs two bytes."""
+    read: list[Path] = []
+    original = requirements._file_digest
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(requirements, "_file_digest", noted)
+    assert digest_of(tmp_path, {"requirements.txt": ".\n" * 1000, "setup.py": "", "weights.bin": ""})
+    assert len(read) == len(set(read)) == 3
+
+
 def test_a_path_out_of_the_model_is_only_a_name(tmp_path: Path) -> None:
     (tmp_path / "outside.whl").write_text("1")
     files = {"requirements.txt": f"../outside.whl\n{tmp_path}/outside.whl\n"}
@@ -98,6 +114,32 @@ def test_a_path_out_of_the_model_is_only_a_name(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_and_words_that_are_no_names_are_no_error(tmp_path: Path) -> None:
     assert digest_of(tmp_path, {"requirements.txt": b"\xff\xfe\n" + b"x" * 5000 + b"\na\0b\n"})
+
+
+def test_a_pipe_that_a_line_names_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    model(tmp_path, {"requirements.txt": b"./pipe.whl"})
+    os.mkfifo(tmp_path / "pipe.whl")
+    with pytest.raises(
+        InvalidModel, match=r"^requirementsFile: names pipe.whl, which cannot be read: expected a regular"
+    ):
+        digest(tmp_path, "requirements.txt", "")
+
+
+@pytest.mark.parametrize(
+    ("said", "passed_on"),
+    [
+        ("Collecting toy@ https://user:5ecret@host/toy.whl", "Collecting toy@ https://***@host/toy.whl"),
+        ("Looking in indexes: https://a/s, https://5ecret@b/s", "Looking in indexes: https://a/s, https://***@b/s"),
+        ("Looking in indexes: https://a/simple?token=5ecret", "Looking in indexes: https://a/simple?***"),
+        (
+            "Invalid requirement: 'git+ssh://me:5e@cret@h/x.git?a=5ecret' (x)",
+            "Invalid requirement: 'git+ssh://***@h/x.git?***' (x)",
+        ),
+        ("Collecting toy@ file:///a@b/toy.whl", "Collecting toy@ file:///a@b/toy.whl"),
+    ],
+)
+def test_pip_repeats_no_secret(said: str, passed_on: str) -> None:
+    assert without_secrets(said) == passed_on
 
 
 def test_what_is_no_file_or_too_large_is_refused_by_name(tmp_path: Path) -> None:

@@ -60,12 +60,6 @@ def environment(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    (tmp_path / "store").mkdir()
-    return tmp_path / "store"
-
-
 def fetch(
     url: str, store: Path, patterns: tuple[str, ...] = ANY, limits: DownloadLimits = LIMITS, **more: Any
 ) -> Fetched:
@@ -193,6 +187,16 @@ def test_a_missing_variable_is_named(store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv(name)
     cause = failure("http://127.0.0.1:1/x.mar", store, s3_sse_kms=True)
     assert cause == f"s3_sse_kms needs the environment variable {name}"
+
+
+@pytest.mark.parametrize("name", [*KEY_NAMES, "AWS_SESSION_TOKEN"])
+def test_a_secret_with_a_line_end_is_refused_by_name_and_not_told(
+    source: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As files of secrets end; the library for HTTP would tell the whole header that it cannot send."""
+    monkeypatch.setenv(name, "5ecret\n")
+    cause = failure(f"{source.url}/x.mar", store, s3_sse_kms=True)
+    assert cause == f"s3_sse_kms: expected {name} without blanks, line ends and control characters"
 
 
 def test_a_session_token_is_sent_along() -> None:

@@ -104,6 +104,32 @@ def test_what_looks_like_a_model_and_is_none_is_reported(root: Path, made: list[
     assert scan(root).problems == {file: sentence}
 
 
+def test_a_broken_folder_in_the_place_of_an_archive_does_not_remove_it(root: Path) -> None:
+    write(root / "m.mar/x")
+    assert scan(root).uncertain == {"m.mar"}
+
+
+def test_what_nobody_thought_of_is_a_problem_of_its_file_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mar(root / "good.mar")
+    write_mar(root / "m/1.0/m.mar")
+    monkeypatch.setattr(scan_module, "parse_folder_config", lambda raw, where: raw["not thought of"])
+    found = scan(root)
+    assert set(found.entries) == {"good.mar"}
+    assert found.problems == {"m": "expected a file or folder that can be looked at, got KeyError('not thought of')"}
+    assert found.uncertain == {"m"}
+
+
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, "9" * 100, '"\\ud800"'])
+def test_a_value_that_nobody_can_hold_is_a_problem_of_its_model_alone(root: Path, value: str) -> None:
+    write_mar(root / "good.mar")
+    write_mar(root / "m/1.0/m.mar")
+    write(root / "m/config.yaml", f"x: {value}\n")
+    for _ in range(2):  # the second look remembers
+        entries = scan(root).entries
+        assert entries["good.mar"].problem is None
+        assert str(entries["m/1.0"].problem).startswith("config.yaml, line 1: expected YAML, got an error: expected ")
+
+
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [

@@ -131,7 +131,9 @@ def test_what_is_missing_where_nobody_could_look_stays() -> None:
     looks.at(0, snapshot(entry(slot="m/1.0", changed_ns=OLD_NS)))
     blind = snapshot(uncertain=frozenset({"m"}))
     for now_s in (10, 100, 1000):
-        assert looks.at(now_s, blind).leaving == {"m/1.0"}
+        look = looks.at(now_s, blind)
+        assert look.leaving == {"m/1.0"}
+        assert look.again_s is None, "time alone tells nothing more of it"
 
 
 def test_a_folder_that_cannot_be_read_tells_nothing() -> None:

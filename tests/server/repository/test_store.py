@@ -84,11 +84,19 @@ def test_a_remote_url_is_denied_even_when_the_store_has_the_file(store: ModelSto
     assert str(caught.value) == f"Given URL {url} does not match any allowed URL(s)"
 
 
-@pytest.mark.parametrize("url", ["gone.mar", "/", ".", "x/.", "n" * 5000, "a\0b.mar", "\ud800.mar"])
-def test_what_the_store_does_not_hold_is_not_found(store: ModelStore, url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        *((each, each) for each in ("gone.mar", "/", ".", "x/.")),
+        ("n" * 5000, "n" * 300 + "…"),
+        ("a\0b.mar", "a\\x00b.mar"),
+        ("\ud800.mar", "\\ud800.mar"),
+    ],
+)
+def test_what_the_store_does_not_hold_is_not_found(store: ModelStore, url: str, shown: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
         store.locate(url)
-    assert str(caught.value) == f"Model not found at: {url}"
+    assert str(caught.value) == f"Model not found at: {shown}"
 
 
 def test_a_name_of_the_store_is_fetched_where_it_lies_and_never_forgotten(store: ModelStore, root: Path) -> None:
@@ -126,6 +134,14 @@ def test_what_cannot_be_located_cannot_be_fetched_either(store: ModelStore, url:
     with pytest.raises(ModelNotFound) as caught:
         asyncio.run(store.fetch(url))
     assert "5ecret" not in str(caught.value)
+
+
+def test_a_password_in_what_is_no_remote_url_is_not_told(store: ModelStore) -> None:
+    """TorchServe takes the last component of any URL that it does not know for a name of the store."""
+    assert asyncio.run(store.fetch("ftp://user:5ecret@host/b.mar")).shown_url == "ftp://***@host/b.mar"
+    with pytest.raises(ModelNotFound) as caught:
+        store.locate(" http://user:5ecret@host/gone.mar")
+    assert str(caught.value) == "Model not found at: http://***@host/gone.mar"
 
 
 def test_a_folder_outside_the_store_cannot_be_named(store: ModelStore, tmp_path: Path) -> None:

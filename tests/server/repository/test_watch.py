@@ -99,6 +99,28 @@ def test_where_nothing_is_reported_the_folder_is_looked_at_all_the_same(
     ]
 
 
+def test_a_tree_that_takes_long_to_enter_is_not_entered_on_the_event_loop(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither one that lies there, nor one behind a link that leads out or in circles."""
+    monkeypatch.setattr(watch_module, "FOLDERS_MAX", 10)
+    monkeypatch.setattr(watch_module, "REPAIR_S", 0.01)
+    for number in range(10):
+        (tmp_path / f"elsewhere/{number}").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+
+    async def test() -> None:
+        watcher = Watcher(root, fallback_poll_s=0.01)
+        watcher.start()
+        async with asyncio.timeout(LONG_S):
+            while not caplog.records:
+                await watcher.changed()
+        await watcher.stop()
+
+    asyncio.run(test())
+    assert "expected at most 10 folders and 50000 names in it, got more" in caplog.records[0].message
+
+
 def test_polling_returns_after_its_pause_and_by_a_poke(root: Path) -> None:
     async def test() -> None:
         watcher = Watcher(root, poll_s=LONG_S * 2)

@@ -1,0 +1,53 @@
+"""What a process prints reaches the log, however much it is, and holds up nobody."""
+
+import asyncio
+import logging
+import os
+from collections import deque
+
+import pytest
+
+from ringserve.server.process import LAST_LINES_MAX, READ_BYTES, TAIL_LINES, _Output
+
+
+def heard(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "ringserve.output"]
+
+
+def test_a_flood_is_taken_in_small_portions_and_whole_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ringserve.output")
+
+    async def act() -> None:
+        ours, theirs = os.pipe()
+        output = _Output(ours, "W", deque(maxlen=TAIL_LINES))
+        os.write(theirs, b"\n" * 10_000 + b"last words")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert 0 < len(heard(caplog)) <= 2 * READ_BYTES, "others have their turn after each portion"
+        caplog.clear()
+        output.read_last()
+        os.close(theirs)
+
+    asyncio.run(act())
+    left_out, *lines, last = heard(caplog)
+    assert left_out.startswith("W (")
+    assert left_out.endswith(" lines are left out here)")
+    assert (len(lines), last) == (LAST_LINES_MAX, "W last words")
+
+
+def test_lines_come_whole_and_the_last_needs_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ringserve.output")
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+    async def act() -> None:
+        ours, theirs = os.pipe()
+        output = _Output(ours, "W", tail)
+        os.write(theirs, b"one\ntw")
+        output.read()
+        os.write(theirs, b"o\nthree")
+        os.close(theirs)
+        output.read_last()
+
+    asyncio.run(act())
+    assert heard(caplog) == ["W one", "W two", "W three"]
+    assert list(tail) == ["one", "two", "three"]
