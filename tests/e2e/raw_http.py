@@ -104,7 +104,7 @@ def act(target: str, *headers: str, **wanted: object) -> bytes:
 def settle(server: ServerProcess) -> None:
     """Until the server has read what was sent before now: it has answered a client that came later."""
     with Connection(server) as later:
-        later.send(head("/ping", method="GET"))
+        later.send(head("/health/live", method="GET"))
         assert later.answer().status == 200
 
 

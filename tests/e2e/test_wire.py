@@ -176,7 +176,7 @@ def test_a_head_without_end_is_refused_as_what_it_is(raw: RawConnection, path: s
 
 
 def test_no_header_is_sent_empty(raw: RawConnection) -> None:
-    for path in ("/ping", "/predictions/plain", "/nowhere"):
+    for path in ("/health/live", "/predictions/plain", "/nowhere"):
         raw.send(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         assert "" not in raw.answer()[1].values()
 
