@@ -62,7 +62,7 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     **{name: FLAGS for name in ("synchronous", "s3_sse_kms", "customized")},
 }
 # Of every set one: what a registration meets depends on how far the one before has come.
-MUST_COME = {
+MUST_COME: dict[str, dict[str, tuple[set[int], ...]]] = {
     "inference": {
         "POST /predictions/{model_name}": ({200}, {400}, {404}),
         "GET /health/ready/{model_name}": ({200}, {404}),
