@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_a_server_under_everything_at_once_answers_each_request_once_and_honestly(tmp_path: Path) -> None:
-    options = Options(seconds=10, workers=2, seed=1, clients=12, kill_every_s=1.0)
+    options = Options(seconds=6, workers=2, seed=1, clients=12, kill_every_s=1.0)
     outcome = stress.run(options, tmp_path)
     assert outcome.violation_count == 0, stress.render(outcome)
     assert outcome.worker_kills > 0
