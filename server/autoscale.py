@@ -201,14 +201,6 @@ class Autoscaler:
         self._watched: dict[int, _Watched] = {}
         self._shrinking: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(PERIOD_S)
-            try:
-                await self.look()
-            except Exception:  # whatever it was, the next look may do better
-                logger.exception("the workers could not be scaled")
-
     async def look(self) -> None:
         """Once over all versions that may grow and shrink."""
         pools = {

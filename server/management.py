@@ -100,8 +100,7 @@ class Management:
         file. When it cannot be, nothing is left."""
         try:
             version = make_version(self.registry.next_key(), wanted, unpacked, self.settings)
-            model = self.registry.models.get(version.name)
-            other = None if model is None else model.versions.get(version.version)
+            other = self.registry.namesake(version)
             # `/any/folder/x.mar` is the store's `x.mar`.
             same_file = other is not None and other.dropped and other.url == version.url.rstrip("/").rpartition("/")[2]
             replaces = other if same_file else None
@@ -128,8 +127,7 @@ class Management:
 
     def _check_free(self, version: ModelVersion, replaces: ModelVersion | None) -> None:
         """Raises `Conflict` before a long preparation would be for nothing."""
-        model = self.registry.models.get(version.name)
-        other = None if model is None else model.versions.get(version.version)
+        other = self.registry.namesake(version)
         if other is not None and other is not replaces:
             raise Conflict(f"Model version {version.version} is already registered for model {version.name}")
 

@@ -4,15 +4,12 @@ A worker counts its requests itself and says when they are enough. Its age and i
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable
 
 from ringserve.server.pool import WorkerPool
 from ringserve.server.process import rss_bytes
 from ringserve.server.repository.sections import Recycle
-
-logger = logging.getLogger("ringserve.recycling")
 
 LOOK_S = 2.0
 # A process that needed more than it may from the start is given this long: a fresh one will hardly do better.
@@ -35,14 +32,6 @@ class Recycler:
 
     def __init__(self, pools: Callable[[], Iterable[WorkerPool]]) -> None:
         self._pools = pools
-
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                await self.look()
-            except Exception:  # whatever it was, the next look may do better
-                logger.exception("workers could not be looked at")
 
     async def look(self) -> None:
         """Once over all workers that are replaced some day."""

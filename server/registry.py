@@ -104,10 +104,14 @@ class Registry:
             raise VersionNotFound(f"Model version: {wanted} does not exist for model: {name}")
         return found
 
+    def namesake(self, version: ModelVersion) -> ModelVersion | None:
+        """What is registered by the name and version of this one: itself, another, or nothing."""
+        model = self.models.get(version.name)
+        return None if model is None else model.versions.get(version.version)
+
     def holds(self, version: ModelVersion) -> bool:
         """Whether this very version is registered, not another one by its name."""
-        model = self.models.get(version.name)
-        return model is not None and model.versions.get(version.version) is version
+        return self.namesake(version) is version
 
     def all_of(self, name: str) -> list[ModelVersion]:
         return list(self._model(name).versions.values())

@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -24,14 +24,14 @@ import psutil
 
 from ringserve.server.admin_socket import SOCKET_NAME, listen_privately
 from ringserve.server.app import BACKLOG, Listener, close_idle, serve_also, start_serving, stop_accepting
-from ringserve.server.autoscale import Autoscaler
+from ringserve.server.autoscale import PERIOD_S, Autoscaler
 from ringserve.server.budget import front_ends_default
 from ringserve.server.control import ServeHttp
 from ringserve.server.device_watch import open_devices
 from ringserve.server.dropin import DropIn
 from ringserve.server.fleet import Fleet, FleetHooks
 from ringserve.server.management import Management
-from ringserve.server.recycling import Recycler
+from ringserve.server.recycling import LOOK_S, Recycler
 from ringserve.server.repository.environments import Environments
 from ringserve.server.repository.incoming import DownloadLimits
 from ringserve.server.repository.remote import RemoteSources, sweep_parts
@@ -94,6 +94,16 @@ def raise_file_limit() -> int:
     return limit
 
 
+async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint: str) -> None:
+    """Time and again, until cancelled."""
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await look()
+        except Exception:  # whatever it was, the next look may do better
+            logger.exception("%s", complaint)
+
+
 class Supervisor:
     """`run` starts and stops; `on_started` is called once when the listeners are up."""
 
@@ -150,7 +160,11 @@ class Supervisor:
             logger.info("front ends: %d", front_ends)
             await fleet.start(front_ends)
             autoscaler = Autoscaler(versions.serving, fleet.loads, versions.look_at_devices)
-            self._upkeep = [asyncio.ensure_future(each.run()) for each in (autoscaler, Recycler(versions.serving))]
+            recycler = Recycler(versions.serving)
+            self._upkeep = [
+                asyncio.ensure_future(every(PERIOD_S, autoscaler.look, "the workers could not be scaled")),
+                asyncio.ensure_future(every(LOOK_S, recycler.look, "workers could not be looked at")),
+            ]
             listening: list[Listener] = [server]
             if management_socket is not None:
                 listening.append(await serve_also(server, routes.app, management_socket))

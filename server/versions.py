@@ -242,8 +242,7 @@ class Versions:
 
     def successor(self, version: ModelVersion) -> ModelVersion | None:
         """What has taken the place of a version; None: nothing, or it is still there."""
-        model = self.registry.models.get(version.name)
-        found = None if model is None else model.versions.get(version.version)
+        found = self.registry.namesake(version)
         return None if found is version else found
 
     def _check_running(self) -> None:
