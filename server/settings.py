@@ -42,6 +42,7 @@ class Settings:
     models: tuple[str, ...] = ()
     inference_address: Address = Address("127.0.0.1", 8080)
     management_address: Address = Address("127.0.0.1", 8081)
+    metrics_address: Address = Address("127.0.0.1", 8082)
     frontends: int = 0  # 0: as many as the processors allow
     job_queue_size: int = 100
     default_workers_per_model: int = 0
@@ -58,7 +59,37 @@ class Settings:
     limit_max_image_pixels: bool = True
     enable_model_api: bool = False
     disable_token_authorization: bool = False
+    token_expiration_min: float = 60.0
+    inference_key_file: Path | None = None  # a key of the user's own; None: one is made at start
+    management_key_file: Path | None = None
+    api_key_file: Path | None = None
+    insecure: bool = False  # serve others than this machine without tokens
+    certificate_file: Path | None = None
+    private_key_file: Path | None = None
+    keystore: Path | None = None
+    keystore_pass: str = "changeit"
+    keystore_type: str = "PKCS12"
+    cors_allowed_origin: str = ""
+    cors_allowed_methods: str = ""
+    cors_allowed_headers: str = ""
+    drain_delay_s: int = 0  # how long a server that was told to stop still accepts
+    drain_timeout_s: int = 30
     snapshots: bool = True
+    snapshots_kept: int = 100
+    model_snapshot: str = ""  # desired state as JSON (contract section 8)
+    config_file: Path | None = None
+    log_location: Path = Path("logs")
+    metrics_location: Path = Path("logs")
+    log_format: str = "text"
+    access_log: bool = True
+    enable_metrics_api: bool = True
+    metrics_mode: str = "log"
+    metrics_config: Path | None = None
+    model_metrics_auto_detect: bool = False
+    disable_system_metrics: bool = False
+    metric_time_interval_s: int = 60
+    blacklist_env_vars: str = ""
+    default_service_handler: str = ""
     model_control_mode: str = "auto"
     repository_poll_s: int = 5
     allowed_urls: tuple[str, ...] = ()  # regular expressions; none: no remote sources
@@ -110,21 +141,57 @@ _HONOURED = {
     "number_of_gpu": "number_of_gpu",
     "initial_worker_port": "initial_worker_port",
     "models": "model_defaults",
+    "metrics_address": "metrics_address",
+    "token_expiration_min": "token_expiration_min",
+    "inference_key_file": "inference_key_file",
+    "management_key_file": "management_key_file",
+    "api_key_file": "api_key_file",
+    "insecure": "insecure",
+    "certificate_file": "certificate_file",
+    "private_key_file": "private_key_file",
+    "keystore": "keystore",
+    "keystore_pass": "keystore_pass",
+    "keystore_type": "keystore_type",
+    "cors_allowed_origin": "cors_allowed_origin",
+    "cors_allowed_methods": "cors_allowed_methods",
+    "cors_allowed_headers": "cors_allowed_headers",
+    "drain_delay": "drain_delay_s",
+    "drain_timeout": "drain_timeout_s",
+    "snapshots_kept": "snapshots_kept",
+    "model_snapshot": "model_snapshot",
+    "log_format": "log_format",
+    "access_log": "access_log",
+    "enable_metrics_api": "enable_metrics_api",
+    "metrics_mode": "metrics_mode",
+    "metrics_config": "metrics_config",
+    "model_metrics_auto_detect": "model_metrics_auto_detect",
+    "disable_system_metrics": "disable_system_metrics",
+    "metric_time_interval": "metric_time_interval_s",
+    "blacklist_env_vars": "blacklist_env_vars",
+    "default_service_handler": "default_service_handler",
 }
 # TorchServe's other keys: a file that works there is no mistake here, but it is told what does not apply yet.
 _NOT_YET_HONOURED = """
-metrics_address grpc_inference_address grpc_management_address grpc_inference_port grpc_management_port
+grpc_inference_address grpc_management_address grpc_inference_port grpc_management_port
 grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms
 grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms enable_grpc_ssl
-workflow_store model_snapshot number_of_netty_threads netty_client_threads enable_envvars_config
-token_expiration_min blacklist_env_vars service_envelope
-default_service_handler prefer_direct_buffer async_logging enable_metrics_api metrics_mode metrics_config
-model_metrics_auto_detect disable_system_metrics metric_time_interval system_metrics_cmd keystore keystore_pass
-keystore_type private_key_file certificate_file cors_allowed_origin cors_allowed_methods cors_allowed_headers
-initial_distribution_port ipex_enable ipex_gpu_enable cpu_launcher_enable cpu_launcher_args
-cpp_log_config ts_open_inference_protocol ts_header_key_sequence_id ts_header_key_sequence_start
-ts_header_key_sequence_end debug model_server_home use_native_io io_ratio vmargs plugins_path NUM_WORKERS
+workflow_store number_of_netty_threads netty_client_threads enable_envvars_config service_envelope
+prefer_direct_buffer async_logging system_metrics_cmd initial_distribution_port ipex_enable ipex_gpu_enable
+cpu_launcher_enable cpu_launcher_args cpp_log_config ts_open_inference_protocol ts_header_key_sequence_id
+ts_header_key_sequence_start ts_header_key_sequence_end debug model_server_home use_native_io io_ratio vmargs
+plugins_path NUM_WORKERS
 """
+_PATHS = {
+    "model_store",
+    "cache_dir",
+    "inference_key_file",
+    "management_key_file",
+    "api_key_file",
+    "certificate_file",
+    "private_key_file",
+    "keystore",
+    "metrics_config",
+}
 _AT_LEAST = {
     "frontends": 0,
     "job_queue_size": 1,
@@ -144,6 +211,10 @@ _AT_LEAST = {
     "number_of_gpu": 0,
     "initial_worker_port": 0,
     "model_install_timeout": 1,
+    "drain_delay": 0,
+    "drain_timeout": 0,
+    "snapshots_kept": 1,
+    "metric_time_interval": 1,
 }
 # `auto` is `watch` when everything in the folder is to be served (`--models all`, or no model store named at all), else `none`.
 MODEL_CONTROL_MODES = ("auto", "none", "watch", "poll", "explicit")
@@ -246,7 +317,8 @@ def _expanded(value: str, environ: Mapping[str, str], where: str) -> str:
 
 
 def _value(field: str, key: str, text: str, where: str) -> Any:
-    if field in ("model_store", "cache_dir"):
+    default = getattr(Settings(), field)
+    if field in _PATHS:
         return Path(text)
     if field == "models":
         return _listed(text)
@@ -256,7 +328,10 @@ def _value(field: str, key: str, text: str, where: str) -> Any:
         return _model_defaults(text, where)
     if field == "model_control_mode":
         return _choice(text, MODEL_CONTROL_MODES, where)
-    default = getattr(Settings(), field)
+    if isinstance(default, str):
+        return text
+    if isinstance(default, float):
+        return float(text)
     if isinstance(default, Address):
         return parse_address(text, where, default.port)
     if isinstance(default, bool):

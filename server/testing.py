@@ -23,6 +23,7 @@ from typing import Self
 
 import psutil
 
+LISTENERS = ("inference", "management", "metrics")
 STARTED = "Model server started."
 FLAGS = ("--ncs", "--enable-model-api")
 POLL_S = 0.01
@@ -55,7 +56,7 @@ def command() -> str:
 class ServerProcess:
     """`ringserve start --foreground` as a subprocess.
 
-    `config` holds the lines of its config.properties; the two addresses are free ports unless given there. Everything it
+    `config` holds the lines of its config.properties; the three addresses are free ports unless given there. Everything it
     writes lies below `folder` (a temporary one by default): config.properties, server.log and `tmp`, its TMPDIR.
     """
 
@@ -73,12 +74,13 @@ class ServerProcess:
         self.folder = Path(tempfile.mkdtemp(prefix="ringserve-test-")) if folder is None else folder
         self.tmp_dir = self.folder / "tmp"
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
-        addresses = {f"{name}_address": f"http://127.0.0.1:{free_port()}" for name in ("inference", "management")}
+        addresses = {f"{name}_address": f"http://127.0.0.1:{free_port()}" for name in LISTENERS}
         # What a test puts into the store, it registers itself.
-        defaults = {"frontends": 1, "model_control_mode": "none"}
+        defaults = {"frontends": 1, "model_control_mode": "none", "disable_token_authorization": "true"}
         self.config: dict[str, object] = {**addresses, **defaults, **(config or {})}
         self.inference_url = str(self.config["inference_address"])
         self.management_url = str(self.config["management_address"])
+        self.metrics_url = str(self.config["metrics_address"])
         self.config_file = self.folder / "config.properties"
         self.log_file = self.folder / "server.log"
         self.env = {**os.environ, "TMPDIR": str(self.tmp_dir), **(env or {})}

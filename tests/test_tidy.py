@@ -33,7 +33,7 @@ MAY_IMPORT = {
 # Third-party packages with a home: the product's files that may import them.
 HOMES = {
     "sanic": ("server/app.py", "server/frontend.py", "server/routes/"),
-    "uvloop": ("server/frontend.py", "server/launcher.py"),
+    "uvloop": ("server/frontend.py", "server/instance.py"),
     "python_multipart": ("server/forms.py",),
     "posix_ipc": ("shm/segment.py",),
     "click": ("tools/cli/",),

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from ringserve.protocol.errors import RingServeError
-from ringserve.server.launcher import AlreadyRunning, log_to_stderr, run_server, running_pid, stop_server
+from ringserve.server.instance import AlreadyRunning, log_to_stderr, run_server, running_pid, stop_server
 from ringserve.server.settings import (
     MODEL_CONTROL_MODES,
     ConfigError,

@@ -17,7 +17,7 @@ import orjson
 import psutil
 
 from ringserve.server.admin_socket import SOCKET_NAME, short_path
-from ringserve.server.launcher import running_pid
+from ringserve.server.instance import running_pid
 
 NOT_RUNNING = 3
 # Together the most that a server which does not answer can take.
