@@ -17,6 +17,7 @@ from ringserve.protocol.errors import (
     BadRequest,
     Conflict,
     Internal,
+    InvalidModel,
     MethodNotAllowed,
     ModelNotFound,
     NoWorker,
@@ -31,6 +32,19 @@ from ringserve.server.repository.allowed_urls import REMOTE, shown_url
 from ringserve.server.repository.environments import Environments
 from ringserve.server.repository.store import ModelStore, UnpackedModel, fallback_name
 from ringserve.server.settings import WORKERS_MAX, Settings
+from ringserve.server.snapshots.document import VersionRecord
+from ringserve.server.snapshots.properties import effective_properties
+from ringserve.server.snapshots.recorder import Recorder
+from ringserve.server.snapshots.remembered import (
+    Numbers,
+    Promises,
+    records,
+    registration_of,
+    restore_dropped,
+    restore_settings,
+)
+from ringserve.server.snapshots.restoring import Lost
+from ringserve.server.snapshots.store import store_for
 from ringserve.server.versions import Versions
 
 logger = logging.getLogger("ringserve.management")
@@ -55,7 +69,13 @@ class Management:
         self.environments = environments
         self.repository: Repository | None = None  # where one is watched
         self.settings = settings
+        self.remembered: dict[tuple[str, str], VersionRecord] = {}  # of dropped versions; at start-up only
+        self.lost = Lost(self.registry)
+        self.recorder = Recorder(store_for(settings), effective_properties(settings), self._records)
+        self.versions.changed = self.recorder.note
         self._store = store
+        self._promises = Promises()
+        self._restored: set[ModelVersion] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- register
@@ -75,13 +95,13 @@ class Management:
         version.fetched = fetched
         wait = wanted.synchronous or version.min_workers == 0
         if replaces is None:
-            await self.versions.start(version)
-            if wait:
-                await self.versions.settle(version)
+            await self._begin(version, wait=wait)
         elif wait:
             await self._take_over(version, replaces)
         else:
+            self._promises.coming.add(version)
             self._in_background(self._take_over(version, replaces))
+        await self.recorder.record()
         if not wait:
             return IN_BACKGROUND
         if version.min_workers == 0:
@@ -112,10 +132,24 @@ class Management:
             raise
         return version, replaces
 
+    async def _begin(self, version: ModelVersion, *, wait: bool) -> None:
+        if not wait:
+            await self.versions.start(version)
+            return
+        self._promises.unanswered.add(version)
+        try:
+            await self.versions.start(version)
+            await self.versions.settle(version)
+        finally:
+            self._promises.unanswered.discard(version)
+
     async def _take_over(self, version: ModelVersion, replaces: ModelVersion) -> None:
         """Who registers a file that has been dropped in already means what is registered now."""
-        await self.versions.load_beside(version)
-        await self.versions.switch(version, replaces, make_default=False)
+        try:
+            await self.versions.load_beside(version)
+            await self.versions.switch(version, replaces, make_default=False)
+        finally:
+            self._promises.coming.discard(version)
         await self.retire(replaces)
 
     async def _prepare(self, version: ModelVersion, replaces: ModelVersion | None) -> None:
@@ -139,14 +173,64 @@ class Management:
         for entry in wanted:
             name, separator, location = ("", "", "") if REMOTE.match(entry) else entry.partition("=")
             url = location if separator else entry
+            known = self._restored_from(url, name if separator else None)
+            if known is not None:
+                known.options = replace(known.options, loaded_at_startup=True)
+                logger.info("%s is served with the settings of the snapshot", shown_url(url))
+                continue
             shown = f"{name}{separator}{shown_url(url)}" if separator else shown_url(url)
             try:
                 said = await self.register(
                     Registration(url, name if separator else None, synchronous=False, at_startup=True)
                 )
                 logger.info("%s: %s", shown_url(url), said)
+                if self._restored:
+                    logger.info("%s was not in the snapshot: it is served because it is named now", shown)
             except RingServeError as error:
                 logger.error("Failed to load model: %s: %s", shown, error.message)
+        for version in self._restored if wanted else ():
+            if not version.options.loaded_at_startup:
+                logger.info("%s %s is served because of the snapshot: it is not named", version.name, version.version)
+
+    # ---- snapshots
+
+    def _records(self) -> list[VersionRecord]:
+        versions = self.versions
+        devices = {
+            each.key: {slot.place.device for slot in versions.slots(each) if slot.place is not None}
+            for each in self.registry
+        }
+        return records(self.registry, self._promises, self.lost.records(), devices)
+
+    async def reinstate(self, record: VersionRecord) -> ModelVersion:
+        """Register again what a snapshot remembers; its workers begin to load. Raises `RingServeError`; then nothing has changed."""
+        fetched = self._store.fetched_before(record.mar_name, record.url or record.mar_name, remote=record.remote)
+        unpacked = await asyncio.to_thread(self._store.unpack, fetched.path, record.model)
+        try:
+            unpacked = overridden(unpacked, record.placement)
+            version = make_version(self.registry.next_key(), registration_of(record), unpacked, self.settings)
+            if version.version != record.version:
+                raise InvalidModel(f"{record.mar_name}: expected version {record.version}, got {version.version}")
+            restore_settings(version, record)
+            version.options = replace(version.options, loaded_at_startup=False)
+            version.fetched = fetched
+            await self._prepare(version, None)
+            self.versions.add(version)
+        except BaseException:
+            await asyncio.to_thread(self._store.discard, unpacked)
+            raise
+        self._restored.add(version)
+        await self.versions.start(version, restored=True)
+        return version
+
+    def _restored_from(self, url: str, name: str | None) -> ModelVersion | None:
+        """What a snapshot has brought already of a model that is named to be loaded."""
+        file = url.partition("?")[0].rstrip("/").rpartition("/")[2]
+        for version in self._restored:
+            wanted = name or version.unpacked.manifest.model_name
+            if version.fetched is not None and version.fetched.path.name == file and version.name == wanted:
+                return version
+        return None
 
     # ---- the model repository
 
@@ -169,6 +253,8 @@ class Management:
             version = make_version(self.registry.next_key(), wanted, unpacked, self.settings, dropped.version)
             if not dropped.at_startup:
                 version.options = replace(version.options, loaded_at_startup=False)
+            elif (version.name, version.version) in self.remembered:
+                restore_dropped(version, self.remembered[version.name, version.version])
             version.dropped = True
             await self._prepare(version, replaces)
             if not beside:
@@ -210,15 +296,24 @@ class Management:
             raise BadRequest(f"min_worker: expected 0 or more, got {low}")
         if maximum > WORKERS_MAX:
             raise BadRequest(f"max_worker: expected at most {WORKERS_MAX}, got {maximum}")
-        work = self._resize(found, low, maximum)
         if not synchronous:
-            self._in_background(work)
+            numbers = self._promises.scale(found, low, maximum, firm=True)
+            self._in_background(self._resize_promised(found, numbers, low, maximum))
+            await self.recorder.record()
             return IN_BACKGROUND
-        found = await work
+        numbers = self._promises.scale(found, low, maximum, firm=False)
+        found = await self._resize_promised(found, numbers, low, maximum)
+        await self.recorder.record()
         if self.versions.ready_count(found) < low:
             return SCALING
         suffix = f", version: {version}" if version is not None else ""
         return f"Workers scaled to {low} for model: {name}{suffix}"
+
+    async def _resize_promised(self, version: ModelVersion, numbers: Numbers, low: int, high: int) -> ModelVersion:
+        try:
+            return await self._resize(version, low, high)
+        finally:
+            self._promises.scaled(version, numbers, low, high)
 
     async def _resize(self, version: ModelVersion, low: int, high: int) -> ModelVersion:
         """Returns the version that has so many workers now: the one that took its place, when it was replaced meanwhile. Raises what
@@ -233,12 +328,19 @@ class Management:
                     raise
                 version = successor
 
+    async def settled(self) -> None:
+        """What was answered before it was done is done, or has failed."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
         async def logged() -> None:
             try:
                 await work
             except RingServeError as error:
                 logger.error("%s", error.message)
+            finally:
+                self.recorder.note()
 
         task = asyncio.ensure_future(logged())
         self._tasks.add(task)
@@ -250,15 +352,24 @@ class Management:
         """Raises `ModelNotFound`, `VersionNotFound`."""
         self.registry.set_default(name, version)
         await self.versions.publish()
+        await self.recorder.record()
         return f'Default version successfully updated for model "{name}" to "{version}"'
 
     async def unregister(self, name: str, version: str | None) -> str:
         """Raises `InvalidVersionUse`, `RequestTimeout`, or what `find` raises."""
         if not self.settings.enable_model_api:
             raise MethodNotAllowed(METHOD_NOT_ALLOWED)
-        found = self.registry.find(name, version)
+        try:
+            found = self.registry.find(name, version)
+        except ModelNotFound:
+            if not self.lost.forget(name, version):
+                raise
+            await self.recorder.record()
+            return f'Model "{name}" unregistered'
         self.registry.check_removable(found)
-        if not await self.versions.take_out(found):
+        in_time = await self.versions.take_out(found)
+        await self.recorder.record()
+        if not in_time:
             raise RequestTimeout(f"Timed out while cleaning resources: {name}")
         return f'Model "{name}" unregistered'
 
@@ -272,6 +383,8 @@ class Management:
             found = self.registry.find(name, version)
         except ModelNotFound as error:
             reasons = [f"{each['file']}: {each['reason']}" for each in self._files_of(name) if each.get("reason")]
+            lost = self.lost.report(name)
+            reasons += [f"Version {each['version']} was not restored: {each['reason']}" for each in lost]
             raise ModelNotFound(". ".join([error.message, *reasons])) from None
         described = await self._describe(found)
         if customized:
@@ -288,6 +401,9 @@ class Management:
         files = [each for each in self._files_of(version.name) if each.get("version") in (None, version.version)]
         if files:
             described["repository"] = files
+        lost = self.lost.report(version.name)
+        if lost:
+            described["notRestored"] = lost
         return described
 
     def _files_of(self, name: str) -> list[dict[str, Any]]:

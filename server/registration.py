@@ -9,7 +9,7 @@ from typing import Any
 from ringserve.protocol.errors import BadRequest, InvalidModel
 from ringserve.server.budget import cpu_count
 from ringserve.server.registry import ModelVersion, ServingOptions
-from ringserve.server.repository.manifest import check_inside, usable_name
+from ringserve.server.repository.manifest import DEFAULT_HANDLER, check_inside, usable_name
 from ringserve.server.repository.model_config import parse_model_config, unsupported_keys
 from ringserve.server.repository.store import UnpackedModel
 from ringserve.server.settings import BATCH_SIZE_MAX, WORKERS_MAX, Settings
@@ -81,7 +81,9 @@ def make_version(
     ignored = unsupported_keys(config)
     if ignored:
         logger.warning("%s: this version does not do what model-config.yaml asks for by: %s", name, ", ".join(ignored))
-    return ModelVersion(key, name, label, wanted.url or "", unpacked, options, low, high)
+    return ModelVersion(
+        key, name, label, wanted.url or "", unpacked, options, low, high, handler_given=wanted.handler or None
+    )
 
 
 def _options(
@@ -121,10 +123,17 @@ def _options(
             wanted.startup_timeout_s,
             settings.default_startup_timeout_s,
         ),
-        handler=wanted.handler or unpacked.manifest.handler,
+        handler=wanted.handler or _handler(unpacked.manifest.handler, settings),
         loaded_at_startup=wanted.at_startup,
         queue_timeout_s=_first(config.queue_timeout_s, wanted.queue_timeout_s, settings.default_queue_timeout_s),
     )
+
+
+def _handler(said_by_manifest: str, settings: Settings) -> str:
+    """Where the archive names none, the server's (default_service_handler)."""
+    if said_by_manifest == DEFAULT_HANDLER and settings.default_service_handler:
+        return settings.default_service_handler
+    return said_by_manifest
 
 
 def _workers(wanted: Registration, settings: Settings, defaults: "_Defaults") -> tuple[int, int]:

@@ -45,6 +45,8 @@ class ModelVersion:
     scaled: bool = False  # its numbers of workers were changed by the API: a replacement takes them over
     python: str = sys.executable  # of its workers: one with the packages it requires
     fetched: Fetched | None = None  # where its archive came from, when a registration brought it
+    handler_given: str | None = None  # by the registration, instead of the manifest's
+    kept: bool = False  # dropped, and its settings are a snapshot's as long as its file does not change
 
 
 @dataclass(slots=True)

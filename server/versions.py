@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from importlib.metadata import version as package_version
 
 from ringserve.protocol.errors import (
@@ -36,6 +37,8 @@ from ringserve.server.worker_slot import WorkerSlot
 logger = logging.getLogger("ringserve.management")
 
 RESTARTED_LOOK_S = 0.05
+# What a worker has to end in order when the server does, and all requests are answered.
+WORKERS_END_S = 5.0
 
 
 class Versions:
@@ -45,6 +48,7 @@ class Versions:
         self.registry = Registry()
         self.devices = devices
         self.fleet: Fleet | None = None  # set once it exists; until then there is nobody to tell
+        self.changed: Callable[[], None] = lambda: None  # told that what is wanted may be something else now
         self._settings = settings
         self._store = store
         self._pools: dict[int, WorkerPool] = {}
@@ -56,6 +60,7 @@ class Versions:
         self._removals: dict[int, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._draining = False
 
     # ---- in
 
@@ -65,10 +70,10 @@ class Versions:
         self.registry.add(version)
         self._make_pool(version)
 
-    async def start(self, version: ModelVersion) -> None:
+    async def start(self, version: ModelVersion, *, restored: bool = False) -> None:
         """Start its workers and let it be known, without waiting for any."""
         self._pools[version.key].grow(version.min_workers)
-        if version.options.loaded_at_startup:
+        if version.options.loaded_at_startup or restored:
             self._starting.add(version.key)
             self._in_background(self._started(version))
         await self.publish()
@@ -134,7 +139,8 @@ class Versions:
         await self.publish()
 
     def _make_pool(self, version: ModelVersion) -> None:
-        self._pools[version.key] = WorkerPool(version, self._load_message(version), self._hooks(version))
+        hidden = re.compile(self._settings.blacklist_env_vars) if self._settings.blacklist_env_vars else None
+        self._pools[version.key] = WorkerPool(version, self._load_message(version), self._hooks(version), hidden)
 
     def _load_message(self, version: ModelVersion) -> LoadModel:
         manifest, config = version.unpacked.manifest, version.unpacked.config
@@ -295,12 +301,24 @@ class Versions:
         while pool.restarting and time.monotonic() < end_s and await fleet.queue_depth(pool.version.key):
             await asyncio.sleep(RESTARTED_LOOK_S)
 
+    def drain(self) -> None:
+        """The server has been told to stop: probes learn it, and answers are the last ones of their connections."""
+        self._draining = True
+        self.announce()
+
     async def stop(self) -> None:
         """The end of the server: every worker of every version. Whoever is changing something is refused from here on."""
         self._stopped = True
         for pool in self._pools.values():
             pool.give_up_starting()
-        await asyncio.gather(*(pool.shrink(0) for pool in self._pools.values()))
+        ends = asyncio.gather(*(pool.shrink(0) for pool in self._pools.values()))
+        if not (await asyncio.wait({ends}, timeout=WORKERS_END_S))[0]:
+            logger.warning(
+                "workers that do not end within %.0f s are killed: nobody waits for what they do", WORKERS_END_S
+            )
+            for pool in self._pools.values():
+                pool.kill_leaving()
+        await ends
         for pool in self._pools.values():
             self._store.discard(pool.version.unpacked)
 
@@ -313,7 +331,7 @@ class Versions:
             versions = {each.version: self._route(each) for each in model.versions.values()}
             models[name] = ModelRoute(model.default_version, versions)
         beside = tuple(self._route(each) for each in self._beside.values())
-        return Routes(0, self.healthy, models, not self._starting, beside)
+        return Routes(0, self.healthy, models, not self._starting, beside, self._draining)
 
     def _route(self, version: ModelVersion) -> VersionRoute:
         options = version.options
@@ -347,7 +365,7 @@ class Versions:
     def health(self) -> Health:
         """What probes of the management listener are told."""
         routes = self.routes()
-        return Health(routes.models, routes.started)
+        return Health(routes.models, routes.started, routes.draining)
 
     @property
     def healthy(self) -> bool:
@@ -400,6 +418,7 @@ class Versions:
             self.fleet.announce()
 
     async def publish(self) -> None:
+        self.changed()
         if self.fleet is not None:
             await self.fleet.publish()
 

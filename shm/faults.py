@@ -17,7 +17,7 @@ from collections.abc import Callable
 VARIABLE = "RINGSERVE_FAULTS"
 DELAY_S = 0.05
 
-# In the front end, in the order of a request's life, and in the worker.
+# In the front end, in the order of a request's life, in the worker, and in the supervisor.
 FRONT_END_POINTS = (
     "slab-taken",
     "row-written",
@@ -39,6 +39,7 @@ WORKER_POINTS = (
     "completion-pushed",
     "completion-rung",
 )
+SUPERVISOR_POINTS = ("snapshot-half-written", "snapshot-synced", "snapshot-named")
 
 
 class FaultInjected(Exception):
@@ -74,7 +75,7 @@ class Faults:
         for entry in filter(None, spec.split(",")):
             point, _, action = entry.strip().partition("=")
             name, _, number = action.partition("@")
-            if point not in FRONT_END_POINTS + WORKER_POINTS or name not in _ACTIONS:
+            if point not in FRONT_END_POINTS + WORKER_POINTS + SUPERVISOR_POINTS or name not in _ACTIONS:
                 raise ValueError(f"{VARIABLE}: expected point=action[@n], got {entry!r}")
             self._planned[point] = _ACTIONS[name], int(number or 0)
 

@@ -43,6 +43,13 @@ class ModelStore:
             return await self._remote.fetch(url, self._root, s3_sse_kms=s3_sse_kms, at_startup=at_startup)
         return Fetched(self.locate(url), shown_location(url or ""))
 
+    def fetched_before(self, name: str, shown: str, *, remote: bool) -> Fetched:
+        """What `fetch` has once brought or found. Raises what `locate` raises."""
+        fetched = Fetched(self.locate(name), shown, remote)
+        if remote:
+            self._remote.names.add(fetched.path.name)
+        return fetched
+
     def forget(self, fetched: Fetched) -> None:
         """Unregistered: the file of a model that came by URL goes, any other stays."""
         self._remote.forget(fetched)
