@@ -3,6 +3,7 @@
     RingServeError
     ├── ClientError                     the request is at fault; the same request will fail again
     │   ├── BadRequest              400
+    │   ├── InvalidKey              400   no token, or not the one that is asked for
     │   ├── InvalidModel            400   an archive that cannot be served
     │   ├── DownloadFailed          400
     │   ├── ModelError              400   what the model requires cannot be installed
@@ -29,7 +30,8 @@
 Statuses and `type` names are TorchServe 0.12's (its REST errors, `{"code", "type", "message"}`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -41,6 +43,7 @@ class RingServeError(Exception):
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
     retry_after_s: int | None = None  # when it is worth trying again, where somebody knows
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})  # of the response, besides those that every one has
 
     def __init__(self, message: str, *, status: int | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
@@ -56,6 +59,13 @@ class ClientError(RingServeError):
 
 class BadRequest(ClientError):
     """A parameter or body is not what the route or the model declares."""
+
+
+class InvalidKey(ClientError):
+    """The token is missing, wrong, expired or another plane's; which of these is nobody's to know."""
+
+    type, code = "InvalidKeyException", "invalid_key"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class InvalidModel(ClientError):
