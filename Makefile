@@ -5,13 +5,14 @@ STRESS_S ?= 600
 FOLDERS := protocol shm backends server tools
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve test test-small-shm check bench stress docs clean
+.PHONY: help dev serve test test-small-shm check bench startup stress docs clean
 
 help:
 	@echo "make serve   install, build the sample archives, start the server on them, show a prediction"
 	@echo "make test    install, run every test"
 	@echo "make check   format, lint and strict types"
 	@echo "make bench   our server beside its own ceilings, as ratios"
+	@echo "make startup command to first prediction, and what an idle server costs; beside TorchServe with PEERS=VENV"
 	@echo "make test-small-shm  every test with little and with no /dev/shm"
 	@echo "make stress  a real server under everything at once, for STRESS_S=600 seconds"
 	@echo "make docs    whether the files, flags, keys and examples in README.md and docs/ exist and are taken"
@@ -41,6 +42,9 @@ check: dev
 
 bench: dev
 	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+startup: dev
+	$(BIN)/python benchmarks/startup.py $(if $(PEERS),--peers $(PEERS))
 
 # As in a container with 64 MB of /dev/shm, and in one without any. Needs the right to mount.
 test-small-shm: dev

@@ -6,9 +6,11 @@ leaves the next connection to the others for a millisecond. If none of them come
 """
 
 import asyncio
+import ctypes
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -25,6 +27,16 @@ SHORTAGE_S = 0.1
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # What stands in the line of a front end that does not run: nobody waits for it.
 NOT_THERE = 1 << 62
+
+# Classic BPF, which sees a packet from its TCP header on: one that asks for a new connection (SYN without ACK) is dropped.
+_NO_NEW_CONNECTIONS = (
+    (0x30, 0, 0, 13),
+    (0x54, 0, 0, 0x12),
+    (0x15, 0, 1, 0x02),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
+_SO_ATTACH_FILTER = 26
 
 Connect = Callable[[socket.socket], Coroutine[Any, Any, object]]
 
@@ -101,3 +113,20 @@ class Acceptor:
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
             self._words[self._own_at] = NOT_THERE
+
+
+def turn_away(sock: socket.socket) -> bool:
+    """Let no new connections into the queue of a listening socket, so that it can be emptied before it is closed: the kernel resets
+    what is in it then, with requests that clients have sent. Whether that could be done; it holds for all processes that have the
+    socket."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _NO_NEW_CONNECTIONS))
+    try:
+        sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_NEW_CONNECTIONS), ctypes.addressof(program))
+        )
+    except OSError as error:
+        logger.info("connections cannot be turned away: %s", error)
+        return False
+    return True

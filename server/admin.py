@@ -1,5 +1,5 @@
-"""What `ringserve status` shows, and `GET /status` answers: every version with the state of its workers, and every file of the
-repository that is not served."""
+"""What `ringserve status` shows, and `GET /status` answers: every version with the state of its workers, every file of the
+repository that is not served, and what of a snapshot could not be restored."""
 
 from typing import Any
 
@@ -11,12 +11,17 @@ SERVED = "served"  # the state of a file of which nothing needs to be said
 
 
 def describe_server(management: Management) -> dict[str, Any]:
-    """As JSON: `models`, one entry a version, sorted; `repository`, the files that are not served and why."""
+    """As JSON: `models`, one entry a version, sorted; `repository`, the files that are not served and why; where there is something to
+    say, `notRestored` and, when none can be written, `snapshots`."""
     models = [
         _described(management, each) for each in sorted(management.registry, key=lambda each: (each.name, each.version))
     ]
     files = [] if management.repository is None else management.repository.report()
-    return {"models": models, "repository": [each for each in files if each.get("state") != SERVED]}
+    described = {"models": models, "repository": [each for each in files if each.get("state") != SERVED]}
+    lost, trouble = management.lost.report(), management.recorder.trouble
+    if lost:
+        described["notRestored"] = lost
+    return {**described, "snapshots": trouble} if trouble else described
 
 
 def _described(management: Management, version: ModelVersion) -> dict[str, Any]:

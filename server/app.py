@@ -1,14 +1,13 @@
 """Sanic, kept at the rim: an app that answers errors in TorchServe's shape, on a socket somebody else opened."""
 
 import asyncio
-import contextlib
 import logging
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from sanic import HTTPResponse, Sanic
 from sanic.compat import Header
@@ -33,11 +32,14 @@ from ringserve.protocol.errors import (
 )
 from ringserve.server.acceptor import Connect
 from ringserve.server.landing import too_large_text
-from ringserve.server.wire import FIXED_HEADERS, error_body, json_text, request_id
+from ringserve.server.wire import FIXED_HEADERS, error_body, error_headers, json_text, request_id
 
 logger = logging.getLogger("ringserve.http")
 
 App = Sanic[Any, Any]
+# One of Sanic's protocols, or what makes one with a layer below it; by name: loop, app, connections.
+MakeProtocol = Callable[..., asyncio.BaseProtocol]
+HttpServer = AsyncioServer
 Listener = AsyncioServer | asyncio.AbstractServer
 
 logging.getLogger("sanic.root").setLevel(logging.WARNING)  # its banner says nothing about this server
@@ -54,8 +56,11 @@ BODY_BYTES_PER_S_MIN = 256 << 10
 # How much of a body may wait to be taken before reading pauses: what one read of the event loop brings. With Sanic's 64 KiB a
 # 602 KB echo on one connection made 720 requests/s instead of 1 040.
 BUFFER_BYTES = 256 << 10
-# A connection without a request for this long may be closed without breaking one that is on its way.
-UNUSED_S_MIN = 0.1
+# A connection without a request for this long may be closed without breaking one that is on its way: clients that ask time and
+# again have been answered by then, and told that this was the last answer.
+UNUSED_S_MIN = 0.5
+# Handshakes that have begun when a listener turns everybody away may be completed so long.
+ACCEPT_LAST_S = 0.05
 BACKLOG = 1024
 
 
@@ -91,8 +96,7 @@ class TorchServeErrors(ErrorHandler):
             limit = request.app.config.REQUEST_MAX_HEADER_SIZE
             exception = BadRequest(f"Invalid HTTP message. Head: expected at most {limit} bytes, got more.")
         error = translate(exception, self._request_bytes_max)
-        headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-        return _response(error_body(error), error.http_status, request, headers)
+        return _response(error_body(error), error.http_status, request, error_headers(error))
 
 
 # RFC 9112, section 5: no blank before the colon, no folded lines. Who reads a header that others do not see takes one request for two.
@@ -148,14 +152,16 @@ class PlainResponse(HTTPResponse):
         return (pair for pair in super().processed_headers if pair[0] != b"alt-svc")
 
 
-def _response(body: bytes, status: int, request: Request, more: Mapping[str, str]) -> HTTPResponse:
+def _response(
+    body: bytes, status: int, request: Request, more: Mapping[str, str], content_type: str = "application/json"
+) -> HTTPResponse:
     if status >= 400 and request.stream is not None:
         stream: Any = request.stream
         stream.keep_alive = False  # TorchServe closes the connection then
         if stream.expecting_continue:  # it is not told to, so no body comes
             stream.expecting_continue, stream.request_body = False, None
     headers = {"x-request-id": request_id(request.headers.getone("x-request-id", None)), **FIXED_HEADERS, **more}
-    return PlainResponse(body, status, headers, "application/json")
+    return PlainResponse(body, status, headers, content_type)
 
 
 def json_response(
@@ -163,6 +169,17 @@ def json_response(
 ) -> HTTPResponse:
     """`headers` come on top of those that every answer has."""
     return _response(json_text(value), status, request, headers or {})
+
+
+def text_response(text: bytes, content_type: str, request: Request) -> HTTPResponse:
+    return _response(text, 200, request, {}, content_type)
+
+
+def empty_response(request: Request) -> HTTPResponse:
+    """What is to be said is in the headers."""
+    response = _response(b"", 204, request, {})
+    response.content_type = None
+    return response
 
 
 def make_app(name: str, request_bytes_max: int, header_timeout_s: int = REQUEST_S_MAX) -> App:
@@ -179,7 +196,7 @@ def make_app(name: str, request_bytes_max: int, header_timeout_s: int = REQUEST_
 
 
 async def start_serving(
-    app: App, sock: socket.socket, protocol: type[HttpProtocol] = HttpProtocol, *, accepting: bool = True
+    app: App, sock: socket.socket, protocol: MakeProtocol = HttpProtocol, *, accepting: bool = True
 ) -> AsyncioServer:
     """Serve on a bound socket, on the running loop; with `accepting` false, somebody else accepts for it (`connector`)."""
     server = await app.create_server(
@@ -187,7 +204,7 @@ async def start_serving(
         return_asyncio_server=True,
         asyncio_server_kwargs={"start_serving": accepting},
         access_log=False,
-        protocol=protocol,
+        protocol=cast(type[HttpProtocol], protocol),
         backlog=BACKLOG,
     )
     assert server is not None
@@ -199,14 +216,16 @@ async def start_serving(
     return server
 
 
-async def serve_also(server: AsyncioServer, app: App, sock: socket.socket) -> asyncio.Server:
+async def serve_also(
+    server: AsyncioServer, app: App, sock: socket.socket, protocol: MakeProtocol = HttpProtocol
+) -> asyncio.Server:
     """One more listening socket for a server's app; the connections are the server's."""
     loop = asyncio.get_running_loop()
-    make = partial(HttpProtocol, loop=loop, app=app, connections=server.connections)
+    make = partial(protocol, loop=loop, app=app, connections=server.connections)
     return await loop.create_server(make, sock=sock, backlog=BACKLOG)
 
 
-def connector(server: AsyncioServer, app: App, protocol: type[HttpProtocol]) -> Connect:
+def connector(server: AsyncioServer, app: App, protocol: MakeProtocol) -> Connect:
     """How a socket that was accepted elsewhere becomes a connection of this server."""
     loop = asyncio.get_running_loop()
     make = partial(protocol, loop=loop, app=app, connections=server.connections)
@@ -222,28 +241,24 @@ def stop_accepting(server: Listener) -> None:
     server.close()
 
 
-def wind_down(server: AsyncioServer) -> int:
-    """One look at the connections of a listener that accepts no more; returns how many are left. The answer to a request
-    that is on one now will be its last; one that nobody has used for a moment is closed, since a client that has just been
-    answered may already have sent the next request."""
+def answer_last(server: AsyncioServer, app: App) -> None:
+    """From now on every answer says that it is the last one of its connection, also those that are being made."""
+    app.config.KEEP_ALIVE = False
+    for connection in list(server.connections):
+        if connection.http is not None:
+            connection.http.keep_alive = False
+
+
+def wind_down(server: AsyncioServer, unused_s_min: float = UNUSED_S_MIN) -> int:
+    """One look at the connections of a listener that accepts no more, after `answer_last`; returns how many are left. One that
+    nobody has used for a while is closed, since a client that has just been answered may already have sent the next request."""
     left, now = 0, monotonic()
     for connection in list(server.connections):
-        if _is_busy(connection):
-            if connection.http is not None:
-                connection.http.keep_alive = False
-        elif now - connection._time > UNUSED_S_MIN:
+        if not _is_busy(connection) and now - connection._time > unused_s_min:
             connection.close_if_idle()
-            continue
-        left += 1
+        else:
+            left += 1
     return left
-
-
-def close_idle(server: AsyncioServer) -> int:
-    """Close the connections that no request is on; returns how many are still busy."""
-    for connection in list(server.connections):
-        with contextlib.suppress(Exception):
-            connection.close_if_idle()
-    return sum(map(_is_busy, server.connections))
 
 
 def _is_busy(connection: Any) -> bool:

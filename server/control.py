@@ -43,7 +43,8 @@ class ServeHttp(Message, frozen=True):
     """The first message to a front end, which is number `index`. Descriptors: the listening inference socket and, when there are
     several front ends, the page in which they count their connections. A request's head must be complete within
     the header timeout, its body within the body timeout and what its size adds; a client that reads nothing of its answer for
-    the write timeout is cut off. With an `admin_socket`, what is management's is passed on to that."""
+    the write timeout is cut off. With an `admin_socket`, what is management's is passed on to that. With `tokens`, nobody is let in
+    before `Keys` have come. `cors` are headers of every response."""
 
     request_bytes_max: int
     server_version: str
@@ -53,6 +54,33 @@ class ServeHttp(Message, frozen=True):
     front_ends: int
     index: int = 0
     admin_socket: str = ""
+    tokens: bool = False
+    cors: dict[str, str] = {}
+
+
+class Credential(msgspec.Struct, frozen=True, array_like=True):
+    """A key that opens something, and until when (seconds since 1970, infinity: for ever). Messages get into logs, keys must not."""
+
+    key: str
+    until_s: float
+
+    def __repr__(self) -> str:
+        return f"Credential(until_s={self.until_s})"
+
+
+class Keys(Message, frozen=True):
+    """Let in who shows one of these from now on, and nobody else; answered with `Applied`. The last two open what is passed on to
+    the supervisor, and are empty where nothing is."""
+
+    epoch: int
+    inference: tuple[Credential, ...]
+    management: tuple[Credential, ...] = ()
+    api: tuple[Credential, ...] = ()
+
+
+class UseCertificate(Message, frozen=True):
+    """Speak TLS with this certificate on the connections that begin from now on; the first one comes before the first routes.
+    Descriptor: a memory file with the private key and the chain."""
 
 
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
@@ -86,13 +114,15 @@ class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
 class Routes(Message, frozen=True):
     """Everything that can be asked for, as one immutable table; answered with `Applied`. `healthy` is what /ping says, `started`
     whether all that was asked for at start-up has been loaded or refused. `beside` are versions that are being loaded and
-    cannot be asked for yet: their lanes open before they take over."""
+    cannot be asked for yet: their lanes open before they take over. `draining`: the server has been told to stop and still takes
+    requests; every answer is the last one of its connection."""
 
     epoch: int
     healthy: bool
     models: dict[str, ModelRoute]
     started: bool = True
     beside: tuple[VersionRoute, ...] = ()
+    draining: bool = False
 
 
 class ShareQueue(Message, frozen=True):
@@ -148,9 +178,14 @@ class AskQueues(Message, frozen=True):
 
 
 class Drain(Message, frozen=True):
-    """Stop accepting, answer what is in flight within the deadline, exit."""
+    """Stop accepting, answer what is in flight within the deadline, exit. Connections that nobody has used for `unused_s` are
+    closed. `emptied`: whoever connects is turned away, so what waits to be accepted is accepted first. `succeeded`: another
+    instance accepts instead, so there is nothing that probes need to know."""
 
     deadline_s: float
+    unused_s: float
+    emptied: bool = False
+    succeeded: bool = False
 
 
 # ---- front end → supervisor
@@ -294,6 +329,8 @@ class BuildEnvironment(Message, frozen=True):
 FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues
 ToFrontEnd = (
     ServeHttp
+    | Keys
+    | UseCertificate
     | Routes
     | ShareQueue
     | OpenLane

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ringserve.protocol.errors import OutOfResources
-from ringserve.server.acceptor import NOT_THERE
+from ringserve.server.acceptor import NOT_THERE, turn_away
 from ringserve.server.admission import QueuePage
+from ringserve.server.app import UNUSED_S_MIN
 from ringserve.server.budget import describe_lane, lane_budget, lane_shape
 from ringserve.server.control import (
     Applied,
@@ -33,6 +34,7 @@ from ringserve.server.control import (
     Drain,
     FrontEndMessage,
     FrontEndReady,
+    Keys,
     LaneClosed,
     LinkLane,
     Load,
@@ -41,12 +43,14 @@ from ringserve.server.control import (
     Routes,
     ServeHttp,
     ShareQueue,
+    UseCertificate,
     WorkerGone,
     WorkerStuck,
 )
 from ringserve.server.lifecycle import Event, State
 from ringserve.server.process import ALLOCATOR, Child
 from ringserve.server.registry import ModelVersion
+from ringserve.server.security.tls import in_memory
 from ringserve.server.worker_slot import WorkerSlot
 from ringserve.shm.lane import create_lane
 from ringserve.shm.layout import LaneShape
@@ -66,6 +70,8 @@ PULSES_MISSED_MAX = 2
 # Longer than it takes to find out that a front end is hung.
 APPLY_S_MAX = (PULSES_MISSED_MAX + 1) * PULSE_S + 3.0
 RELINK_S = 5.0
+# What a front end takes to end, after the time it has for its requests.
+STOPPED_S_MAX = 7.0
 
 
 @dataclass(eq=False, slots=True)
@@ -110,6 +116,8 @@ class Fleet:
         self._count = 0
         self._watching: asyncio.Task[None] | None = None
         self._waiters: dict[tuple[object, ...], asyncio.Future[object]] = {}
+        self._keys: Keys | None = None  # that they let in, where there are tokens
+        self._certificate: bytes | None = None  # with its private key, where they speak TLS
         self._epochs = itertools.count(1)
         self._tokens = itertools.count(1)
         self._stopping = False
@@ -181,17 +189,19 @@ class Fleet:
             if key[1] == slot.index and not waiter.done():
                 waiter.set_result(None if key[0] is FrontEndReady else True)
 
-    async def stop(self, drain_s: float) -> None:
-        """Drain and end all front ends. Who connects from now on is refused: in the socket's queue nobody would answer."""
+    async def stop(self, drain_s: float, unused_s: float = UNUSED_S_MIN, *, handed_over: bool = False) -> None:
+        """Drain and end all front ends. Who connects from now on is refused: in the socket's queue nobody would answer. Or is
+        answered by whom the socket has been handed over to."""
         self._stopping = True
         if self._watching is not None:
             self._watching.cancel()
+        turned_away = not handed_over and self._socket.fileno() >= 0 and turn_away(self._socket)
         self._socket.close()
         running = [slot.child for slot in self._slots if slot.child.state is not State.GONE]
         for child in running:
             child.saw(Event.STOP_ASKED)
-            child.send(Drain(drain_s))
-        await asyncio.gather(*(child.stopped(drain_s + 5.0) for child in running))
+            child.send(Drain(drain_s, unused_s, turned_away, handed_over))
+        await asyncio.gather(*(child.stopped(drain_s + STOPPED_S_MAX) for child in running))
         for page in self._pages.values():
             page.close()
         self._pages.clear()
@@ -278,6 +288,9 @@ class Fleet:
         """Give a fresh front end the routes and every ready worker."""
         if self._stopping:
             return
+        if self._keys is not None:
+            slot.child.send(self._keys)
+        self._hand_certificate(slot)
         self._send_routes([slot], next(self._epochs))
         self._link_missing(slot, slot.child)
 
@@ -300,6 +313,32 @@ class Fleet:
         waiting = [self._expect((Applied, slot.index, epoch), APPLY_S_MAX) for slot in ready]
         self._send_routes(ready, epoch)
         await asyncio.gather(*waiting)
+
+    async def let_in(self, keys: Keys) -> None:
+        """Make every front end let in by these keys, of no epoch yet, and by none else, and wait until they do, or are gone. One that
+        does not say so in time is made to go: it may still let in by others."""
+        keys = self._keys = msgspec.structs.replace(keys, epoch=next(self._epochs))
+        ready = [slot for slot in self._slots if slot.ready]
+        waiting = [self._expect((Applied, slot.index, keys.epoch), APPLY_S_MAX) for slot in ready]
+        for slot in ready:
+            slot.child.send(keys)
+        for slot, answer in zip(ready, await asyncio.gather(*waiting), strict=True):
+            if answer is None:
+                logger.error("front end %d does not take new keys; killed", slot.index)
+                slot.child.kill()
+
+    def use_certificate(self, pem: bytes) -> None:
+        """Make the front ends speak TLS; again: with another certificate, on new connections."""
+        self._certificate = pem
+        for slot in self._slots:
+            if slot.ready:
+                self._hand_certificate(slot)
+
+    def _hand_certificate(self, slot: FrontEndSlot) -> None:
+        if self._certificate is not None:
+            fd = in_memory(self._certificate)
+            slot.child.send(UseCertificate(), (fd,))
+            os.close(fd)
 
     def announce(self) -> None:
         """`publish` without waiting."""

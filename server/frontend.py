@@ -9,10 +9,12 @@ import contextlib
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import uvloop
@@ -20,7 +22,15 @@ from sanic.server.async_server import AsyncioServer
 
 from ringserve.protocol.errors import ShuttingDown, WorkerLost
 from ringserve.server.acceptor import Acceptor
-from ringserve.server.app import connector, start_serving, stop_accepting, wind_down
+from ringserve.server.app import (
+    ACCEPT_LAST_S,
+    UNUSED_S_MIN,
+    answer_last,
+    connector,
+    start_serving,
+    stop_accepting,
+    wind_down,
+)
 from ringserve.server.control import (
     Applied,
     AskQueues,
@@ -33,6 +43,7 @@ from ringserve.server.control import (
     DetachWorker,
     Drain,
     FrontEndReady,
+    Keys,
     LaneClosed,
     Message,
     OpenLane,
@@ -41,14 +52,20 @@ from ringserve.server.control import (
     ServeHttp,
     ShareQueue,
     ToFrontEnd,
+    UseCertificate,
     WorkerGone,
     WorkerStuck,
 )
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.routes.connection import PredictionConnection
 from ringserve.server.routes.forwarding import Forwarding
+from ringserve.server.routes.guard import Guard
 from ringserve.server.routes.inference import Inference, Timeouts
 from ringserve.server.routing import RouteTable
+from ringserve.server.security.cors import answers_preflights
+from ringserve.server.security.tls import Tls, from_memory, server_context
+from ringserve.server.security.tokens import Plane
+from ringserve.server.wire import add_fixed_headers
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import END_FDS, FrontLink
 from ringserve.shm.segment import Segment
@@ -57,6 +74,8 @@ logger = logging.getLogger("ringserve.frontend")
 
 # For how long a front end without supervisor answers what it has.
 ORPHAN_DRAIN_S = 10.0
+# Who has connected is accepted within this time.
+ACCEPT_LAST_S_MAX = 2.0
 
 
 class FrontEnd:
@@ -67,8 +86,11 @@ class FrontEnd:
         self._table = RouteTable()
         self._pages: dict[int, tuple[Segment, int]] = {}  # queue pages whose versions the next routes bring
         self._server: AsyncioServer | None = None
+        self._inference: Inference | None = None
+        self._socket: socket.socket | None = None
         self._acceptor: Acceptor | None = None
         self._forwarding: Forwarding | None = None
+        self._tls: Tls | None = None
         self._draining: asyncio.Task[None] | None = None
         self._routed = asyncio.Event()
         self._done = asyncio.Event()
@@ -79,9 +101,12 @@ class FrontEnd:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._describe_memory)
         self._table.front_ends = first.front_ends
         timeouts = Timeouts(first.header_timeout_s, first.body_timeout_s, first.write_timeout_s)
-        inference = Inference(self._table, first.request_bytes_max, timeouts)
+        inference = self._inference = Inference(self._table, first.request_bytes_max, timeouts)
         if first.admin_socket:
             inference.forwarding = self._forwarding = Forwarding(Path(first.admin_socket))
+        add_fixed_headers(first.cors)
+        both = bool(first.admin_socket)
+        inference.protect(Guard(Plane.INFERENCE, tokens=first.tokens, cors=answers_preflights(first.cors), both=both))
         # What exists now stays for good: the collector need not look at it again for every few thousand requests.
         gc.collect()
         gc.freeze()
@@ -95,12 +120,20 @@ class FrontEnd:
     async def _start_serving(self, inference: Inference, sock: socket.socket, page: Segment | None, own: int) -> None:
         """`page` counts the connections of all front ends; None when this is the only one."""
         alone = page is None
-        server = self._server = await start_serving(inference.app, sock, PredictionConnection, accepting=alone)
+        tls = self._tls
+        protocol = PredictionConnection if tls is None else tls.protocol(PredictionConnection)
+        server = self._server = await start_serving(inference.app, sock, protocol, accepting=alone)
         if page is not None:
-            connect = connector(server, inference.app, PredictionConnection)
+            connect = connector(server, inference.app, protocol)
             acceptor = self._acceptor = Acceptor(sock, page.view, own, connect)
-            inference.on_connections = lambda: acceptor.count(len(server.connections))
+            shaking: Collection[object] = () if tls is None else tls.handshakes
+            inference.on_connections = lambda: acceptor.count(len(server.connections) + len(shaking))
+            if tls is not None:
+                tls.on_failed = inference.on_connections
             acceptor.start()
+        self._socket = sock
+        if self._table.draining:
+            answer_last(server, inference.app)
 
     def _tell(self, message: Message) -> None:
         try:
@@ -134,8 +167,16 @@ class FrontEnd:
         match message:
             case Routes():
                 self._table.apply(message, self._watch_version)
+                if self._table.draining:
+                    self._answer_last()
                 self._routed.set()
                 self._tell(Applied(message.epoch))
+            case Keys():
+                assert self._inference is not None
+                self._inference.let_in(message)
+                self._tell(Applied(message.epoch))
+            case UseCertificate():
+                self._use_certificate(fds)
             case ShareQueue():
                 self._pages[message.key] = Segment.attach(fds[0]), message.own
             case OpenLane():
@@ -159,7 +200,8 @@ class FrontEnd:
                 loads = {key: dispatchers[key].load for key in message.keys if key in dispatchers}
                 self._tell(Queues(message.token, waiting, loads))
             case Drain():
-                self._drain(message.deadline_s)
+                self._table.succeeded = message.succeeded
+                self._drain(message.deadline_s, message.unused_s, emptied=message.emptied)
             case _:
                 raise AssertionError(f"not a message to a front end: {message!r}")
 
@@ -186,38 +228,60 @@ class FrontEnd:
     def _describe_memory(self) -> None:
         """On SIGUSR1: where the slabs of every version are, into the log."""
         for dispatcher in self._table.dispatchers.values():
-            logger.info("%s", dispatcher.describe_memory())
+            use, waiting = dispatcher.slab_use, dispatcher.waiting
+            said = f"free slabs {use.free} of {sum(use)}, waiting {waiting}, held {use.held}"
+            logger.info("dispatcher %s: %s", dispatcher.label, said)
+
+    def _use_certificate(self, fds: list[int]) -> None:
+        assert self._inference is not None
+        if not fds and self._tls is not None:
+            logger.error("the TLS certificate stays as it is: too many files are open")
+            return
+        context = server_context(from_memory(fds[0]))  # without one, nothing is served rather than without TLS
+        os.close(fds[0])
+        if self._tls is None:
+            self._tls = Tls(context, self._inference.timeouts.header_s)
+        else:
+            self._tls.context = context
 
     # ---- the end
 
     def _orphaned(self) -> None:
         logger.error("the supervisor is gone; answering what is in flight, then exiting")
-        self._drain(ORPHAN_DRAIN_S)
+        self._drain(ORPHAN_DRAIN_S, UNUSED_S_MIN, emptied=False)
 
-    def _drain(self, deadline_s: float) -> None:
+    def _answer_last(self) -> None:
+        if self._server is not None and self._inference is not None:
+            answer_last(self._server, self._inference.app)
+
+    def _drain(self, deadline_s: float, unused_s: float, *, emptied: bool) -> None:
         if self._draining is None:
             self._table.draining = True
-            self._draining = asyncio.ensure_future(self._drained(deadline_s))
+            self._answer_last()
+            self._draining = asyncio.ensure_future(self._drained(deadline_s, unused_s, emptied=emptied))
             self._routed.set()
 
-    async def _drained(self, deadline_s: float) -> None:
+    async def _drained(self, deadline_s: float, unused_s: float, *, emptied: bool) -> None:
         if self._server is None:  # it has accepted nobody yet
             self._done.set()
             return
+        if emptied:
+            await self._accept_the_last()
         if self._acceptor is not None:
             self._acceptor.close()
         stop_accepting(self._server)
         if self._forwarding is not None:
             self._forwarding.stop()
+        await asyncio.sleep(ACCEPT_LAST_S)  # what has just been accepted is not among the connections yet
         end = time.monotonic() + deadline_s
-        while wind_down(self._server) and time.monotonic() < end:
+        while (wind_down(self._server, unused_s) or self._is_shaking_hands(unused_s)) and time.monotonic() < end:
             await asyncio.sleep(0.02)
         for dispatcher in self._table.dispatchers.values():
             dispatcher.abandon(ShuttingDown("The server is shutting down."))
         for connection in list(self._server.connections):
             connection.refuse_body(ShuttingDown("The server is shutting down."))
         grace = time.monotonic() + 1.0  # the answers just given must reach their sockets
-        while wind_down(self._server) and time.monotonic() < grace:
+        while wind_down(self._server, 0.0) and time.monotonic() < grace:
             await asyncio.sleep(0.02)
         for connection in list(self._server.connections):
             # One that waits for the rest of a request would wait through the end of the loop as well.
@@ -225,6 +289,20 @@ class FrontEnd:
                 connection.transport.abort()
         await asyncio.sleep(0)
         self._done.set()
+
+    def _is_shaking_hands(self, unused_s: float) -> bool:
+        """Whether connections that will be of HTTP are not yet."""
+        return self._tls is not None and self._tls.wind_down(unused_s) > 0
+
+    async def _accept_the_last(self) -> None:
+        """Whoever has connected before they were turned away has been promised an answer."""
+        assert self._socket is not None
+        await asyncio.sleep(ACCEPT_LAST_S)
+        end = time.monotonic() + ACCEPT_LAST_S_MAX
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        while waiting.poll(0) and time.monotonic() < end:
+            await asyncio.sleep(0.005)
 
 
 async def _main(control: socket.socket) -> None:

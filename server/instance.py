@@ -1,128 +1,115 @@
-"""Starting and stopping the server as a process: PID file, one server per temporary folder, waiting for it to be gone."""
+"""Starting and stopping the server as a process: one server per temporary folder, and waiting for it to be gone."""
 
 import contextlib
 import logging
 import os
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import uvloop
 
+from ringserve.server.handover import STOP_S_MAX, NotHandedOver, Predecessor, Start, connect, how_started
+from ringserve.server.host import work_dirs
+from ringserve.server.pid_file import holding_pid_file, is_server, release_pid_file, running_pid
+from ringserve.server.security.key_file import remove_key_file
 from ringserve.server.settings import Settings
-from ringserve.server.supervisor import Supervisor
 
 logger = logging.getLogger("ringserve")
 
-PID_FILE_NAME = ".model_server.pid"  # TorchServe's, so that scripts find it
-STOP_S_MAX = 90.0
+STOPPED = "Torchserve stopped."  # TorchServe's, for which scripts wait
 POLL_S = 0.05
 
 
-class AlreadyRunning(Exception):
-    """Another server holds the PID file."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(f"RingServe is already running (pid {pid}), please use ringserve stop to stop it.")
-        self.pid = pid
+def run_server(settings: Settings, on_started: Callable[[], None], words: Sequence[str] = ()) -> None:
+    """Be the server until it is told to stop. Raises `AlreadyRunning`, `PidFileError`, `ConfigError`, `RingServeError`."""
+    with holding_pid_file():
+        _be_server(settings, on_started, words, None)
 
 
-def pid_file() -> Path:
-    """In the temporary folder, which TMPDIR moves."""
-    return Path(tempfile.gettempdir()) / PID_FILE_NAME
-
-
-def running_pid() -> int | None:
-    """The server that the PID file names, if it is one and lives. A file that names anything else is stale and removed."""
-    path = pid_file()
+def take_over(
+    settings: Settings, on_started: Callable[[], None], words: Sequence[str], pid: int, *, as_before: bool
+) -> None:
+    """Be the server instead of the running one, which goes on when this one cannot start. Raises what `run_server` does, and
+    `NotHandedOver`."""
+    if running_pid() != pid:
+        raise NotHandedOver(f"The instance with pid {pid} does not run any more.")
+    predecessor = Predecessor(connect(_work_dir(pid)), as_before=as_before)
     try:
-        pid = int(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        pid = -1
-    if pid > 0 and _is_server(pid):
-        return pid
-    with contextlib.suppress(OSError):
-        path.unlink()
-        logger.warning("Removing orphan pid file.")
-    return None
+        _be_server(settings, on_started, words, predecessor)
+    finally:
+        predecessor.close()
+        release_pid_file()
 
 
-def _is_server(pid: int) -> bool:
+def _be_server(
+    settings: Settings, on_started: Callable[[], None], words: Sequence[str], predecessor: Predecessor | None
+) -> None:
+    # Not above: commands that only stop or look at a server would spend most of their time on it.
+    from ringserve.server.supervisor import Supervisor
+
+    for note in settings.notes:
+        logger.info("%s", note)
+    for warning in settings.warnings:
+        logger.warning("%s", warning)
+
+    async def supervise() -> None:
+        await Supervisor(settings, on_started, words, predecessor).run()
+
+    uvloop.run(supervise())
+    logger.info("%s", STOPPED)
+
+
+def _work_dir(pid: int) -> Path:
+    """Raises `NotHandedOver`."""
     try:
-        process = psutil.Process(pid)
-        words = process.cmdline()
-        return process.status() != psutil.STATUS_ZOMBIE and "start" in words and any(map(_is_our_name, words))
+        found = work_dirs(pid)
     except psutil.Error:
-        return False
+        found = []
+    if not found:
+        raise NotHandedOver(f"The running instance (pid {pid}) is starting or going down.")
+    return found[-1]
 
 
-def _is_our_name(word: str) -> bool:
-    return Path(word).name == "ringserve" or word == "ringserve.tools.cli.main"
+def started_how(pid: int) -> Start:
+    """How the server with that pid was started. Raises `NotHandedOver`."""
+    return how_started(_work_dir(pid))
 
 
-@contextlib.contextmanager
-def _holding_pid_file() -> Iterator[None]:
-    """Ours from here on, or `AlreadyRunning`."""
-    path = pid_file()
-    # It appears with its content: an empty one would look stale to a server that starts at the same moment.
-    written = path.with_name(f"{path.name}.{os.getpid()}")
-    written.write_text(str(os.getpid()))
-    try:
-        while True:
-            other = running_pid()
-            if other is not None and other != os.getpid():
-                raise AlreadyRunning(other)
-            try:
-                os.link(written, path)
-                break
-            except FileExistsError:
-                continue  # somebody started in between, or the stale one is going
-    finally:
-        written.unlink()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            if int(path.read_text()) == os.getpid():
-                path.unlink()
-
-
-async def _supervise(settings: Settings, on_started: Callable[[], None]) -> None:
-    await Supervisor(settings, on_started).run()
-
-
-def run_server(settings: Settings, on_started: Callable[[], None]) -> None:
-    """Be the server until it is told to stop. Raises `AlreadyRunning`, `ConfigError`, `RingServeError`."""
-    with _holding_pid_file():
-        for warning in settings.warnings:
-            logger.warning("%s", warning)
-        uvloop.run(_supervise(settings, on_started))
-
-
-def stop_server(timeout_s: float = STOP_S_MAX) -> int | None:
-    """Tell the running server to stop and wait until it is gone; its pid, or None when none runs. Raises `TimeoutError`."""
+def stop_server(timeout_s: float | None = None) -> int | None:
+    """Tell the running server to stop and wait until it is gone, as long as it says that this may take; its pid, or None when none
+    runs. Raises `TimeoutError`, `PermissionError`, `PidFileError`, or `ProcessLookupError` when it has ended in the meantime."""
     pid = running_pid()
     if pid is None:
         return None
-    with contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            _wait_gone(pid, timeout_s)
-        finally:
-            os.close(pidfd)
+    if timeout_s is None:
+        timeout_s = float(STOP_S_MAX)
+        with contextlib.suppress(NotHandedOver):  # it is starting, or going down already
+            timeout_s = started_how(pid).stop_s_max
+    folder = None
+    with contextlib.suppress(OSError):  # another user's
+        folder = Path(f"/proc/{pid}/cwd").readlink()
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not is_server(pid):
+            raise ProcessLookupError(f"RingServe (pid {pid}) has ended.")
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        _wait_gone(pid, timeout_s)
+    except PermissionError:
+        raise PermissionError(f"RingServe (pid {pid}) runs as another user, who alone may stop it.") from None
+    finally:
+        os.close(pidfd)
+    if folder is not None:
+        remove_key_file(folder)
     return pid
 
 
 def _wait_gone(pid: int, timeout_s: float) -> None:
     end = time.monotonic() + timeout_s
-    while _is_server(pid):
+    while is_server(pid):
         if time.monotonic() > end:
             raise TimeoutError(f"Stopping RingServe (pid {pid}) took longer than {timeout_s:.0f} s.")
         time.sleep(POLL_S)

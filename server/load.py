@@ -1,7 +1,8 @@
-"""How much one version has to do, for whoever decides how many workers it should have."""
+"""How much one version has to do, for whoever decides how many workers it should have, and where its slabs are."""
 
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ringserve.server.control import Load
 from ringserve.server.drain_rate import DrainRate
@@ -23,3 +24,19 @@ def load_of(queue: SlabQueue, links: Iterable[LinkState], waiting: int, done: Dr
                 waiting += batch.count
                 oldest_ns = min(oldest_ns or now_ns, batch.fill.oldest_ns)
     return Load(waiting, oldest_ns, done.total, busy_ns)
+
+
+class SlabUse(NamedTuple):
+    """How many slabs are where. Those `held` are filled from, or emptied to, the network."""
+
+    free: int
+    waiting: int
+    executing: int
+    held: int
+
+
+def slab_use(queue: SlabQueue, links: Iterable[LinkState]) -> SlabUse:
+    free, total = queue.counts()
+    executing = len({id(batch.fill) for state in links for batch in state.outstanding})
+    waiting = queue.lined_up()
+    return SlabUse(free, waiting, executing, max(0, total - free - executing - waiting))

@@ -49,6 +49,11 @@ def management_document(version: str, settings: Settings) -> Json:
     return _document(TITLE, version, {**_common_paths(), **_management_paths(settings)})
 
 
+def metrics_document(version: str) -> Json:
+    """Of the metrics listener."""
+    return _document(TITLE, version, {**_common_paths(), **_metrics_paths()})
+
+
 def shared_document(version: str, settings: Settings) -> Json:
     """Of one address for both."""
     return _document(TITLE, version, {**_common_paths(), **_inference_paths(), **_management_paths(settings)})
@@ -182,6 +187,22 @@ def _inference_paths() -> Json:
             "options": _operation(f"{name}predictionsDescription", "The document of a model.", parameters, document),
         }
     return paths
+
+
+# ---- metrics
+
+
+def _metrics_paths() -> Json:
+    said = "All metrics, as Prometheus reads them. Any other method, and any path below, answers the same."
+    names = {"type": "array", "items": {"type": "string"}, "description": "Only the samples with these names."}
+    text_answer = {"description": "Prometheus text 0.0.4.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {
+        "/metrics": {
+            "get": _operation(
+                "metrics", said, [parameter("query", "name[]", names)], {"200": text_answer, **errors(413, 500)}
+            )
+        }
+    }
 
 
 # ---- management

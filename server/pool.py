@@ -7,6 +7,7 @@ loads beside it and takes its place once it is ready; until then, and for as lon
 import asyncio
 import logging
 import random
+import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -62,7 +63,9 @@ class PoolHooks:
 class WorkerPool:
     """Starts, watches, restarts, replaces and stops."""
 
-    def __init__(self, version: ModelVersion, load: LoadModel, hooks: PoolHooks) -> None:
+    def __init__(
+        self, version: ModelVersion, load: LoadModel, hooks: PoolHooks, hidden: re.Pattern[str] | None = None
+    ) -> None:
         self.version = version
         self.slots: list[WorkerSlot] = []
         self._leaving: dict[WorkerSlot, asyncio.Task[None]] = {}  # stopping, after their last batches
@@ -72,6 +75,7 @@ class WorkerPool:
         self._fresh_not_before_s = 0.0
         self._load = load
         self._hooks = hooks
+        self._hidden = hidden  # names of the environment that models do not see
         self._breaker = Breaker()
         self._last_error: RingServeError | None = None
         self._clock: asyncio.TimerHandle | None = None  # when the breaker lets the next worker start
@@ -148,6 +152,12 @@ class WorkerPool:
         self._hooks.on_change()
         # Whoever asked may go away; those that leave are stopped all the same.
         await asyncio.gather(*(asyncio.shield(each) for each in (ends if count else list(self._leaving.values()))))
+
+    def kill_leaving(self) -> None:
+        """Those that are still at something for which nobody waits."""
+        for slot in self._leaving:
+            if slot.child is not None:
+                slot.child.kill()
 
     def give_up_starting(self) -> None:
         """The version leaves: end the workers that have not loaded yet, for nobody waits for them any more, and start none."""
@@ -233,7 +243,7 @@ class WorkerPool:
         try:
             child.start(
                 "ringserve.server.worker",
-                environment(place, max(len(self.slots), self.version.max_workers)),
+                environment(place, max(len(self.slots), self.version.max_workers), self._hidden),
                 lambda message, fds: self._heard(slot, message),
                 lambda: self._exited(slot, child),
                 self.version.python,

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ringserve.protocol.errors import BadRequest, InvalidModel
 from ringserve.server.budget import cpu_count
 from ringserve.server.registry import ModelVersion, ServingOptions
@@ -63,8 +65,10 @@ def make_version(
     key: int, wanted: Registration, unpacked: UnpackedModel, settings: Settings, version: str | None = None
 ) -> ModelVersion:
     """Raises `BadRequest` or `InvalidModel`, naming what cannot be so."""
+    if wanted.runtime:
+        unpacked = replace(unpacked, manifest=msgspec.structs.replace(unpacked.manifest, runtime=wanted.runtime))
     manifest, config = unpacked.manifest, unpacked.config
-    if (wanted.runtime or manifest.runtime) == "LSP":
+    if manifest.runtime == "LSP":
         raise InvalidModel(
             "runtime: expected python or python3, got LSP, which is served by TorchServe's C++ backend only"
         )

@@ -20,14 +20,16 @@ class ModelTargets:
 
 @dataclass(slots=True)
 class RouteTable:
-    """`paths` holds the literal paths of predictions, so that the usual request costs one look-up; `rest` of those is empty.
+    """`paths` holds the literal paths of predictions, so that the usual request costs one look-up: the version, the rest of the
+    path, which is empty, and whether the path names the version.
     `dispatchers` also holds versions that are leaving and still answer."""
 
     front_ends: int = 1
     healthy: bool = True
     started: bool = False
     draining: bool = False
-    paths: dict[str, tuple[Dispatcher, str]] = field(default_factory=dict)
+    succeeded: bool = False  # drains because another instance serves
+    paths: dict[str, tuple[Dispatcher, str, bool]] = field(default_factory=dict)
     models: dict[str, ModelTargets] = field(default_factory=dict)
     dispatchers: dict[int, Dispatcher] = field(default_factory=dict)
     routes: dict[str, ModelRoute] = field(default_factory=dict)
@@ -35,20 +37,21 @@ class RouteTable:
     def apply(self, routes: Routes, on_new: Callable[[int, Dispatcher], None]) -> None:
         """Make the table say what `routes` says; `on_new` is told of every version seen for the first time."""
         models = {name: self._targets(route, on_new) for name, route in routes.models.items()}
-        paths: dict[str, tuple[Dispatcher, str]] = {}
+        paths: dict[str, tuple[Dispatcher, str, bool]] = {}
         for name, model in models.items():
             for version, dispatcher in model.versions.items():
-                paths[f"/predictions/{name}/{version}"] = (dispatcher, "")
-            paths[f"/predictions/{name}"] = (model.versions[model.default_version], "")
+                paths[f"/predictions/{name}/{version}"] = (dispatcher, "", True)
+            paths[f"/predictions/{name}"] = (model.versions[model.default_version], "", False)
         for route in routes.beside:
             self._dispatcher(route, on_new)
         self.healthy, self.started = routes.healthy, routes.started
+        self.draining = self.draining or routes.draining
         self.models, self.paths, self.routes = models, paths, routes.models
 
     @property
     def health(self) -> Health:
         """What probes of this front end are told."""
-        return Health(self.routes, self.started, self.draining)
+        return Health(self.routes, self.started, self.draining and not self.succeeded)
 
     def _targets(self, route: ModelRoute, on_new: Callable[[int, Dispatcher], None]) -> ModelTargets:
         versions = {version: self._dispatcher(each, on_new) for version, each in route.versions.items()}

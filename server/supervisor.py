@@ -1,97 +1,93 @@
 """The supervisor: opens the sockets, starts everything, waits to be told to stop, stops everything. No model code here.
 
-Start: sockets, the private one answers; models are unpacked and begin to load; front ends, management listener, "Model server started.".
-Stop:  management closes, what is downloaded or installed ends, the repository is not looked at any more, front ends answer what they
-       have, workers finish and end, files go. A second signal does not wait.
+Start: sockets, the private one answers; models are unpacked and begin to load; front ends, the other listeners, "Model server
+       started.".
+Drain: nothing changes any more and probes are told, while everything is still accepted and answered for the drain delay. When
+       a new instance has taken over (handover.py), it accepts instead.
+Stop:  the listeners close, what is downloaded or installed ends, the repository is not looked at any more, front ends answer what
+       they have, workers finish and end, files go. A second signal does not wait.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import re
-import resource
 import shutil
 import signal
-import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+from ringserve.protocol.errors import ShuttingDown
+from ringserve.server.acceptor import turn_away
 from ringserve.server.admin_socket import SOCKET_NAME, listen_privately
-from ringserve.server.app import BACKLOG, Listener, close_idle, serve_also, start_serving, stop_accepting
+from ringserve.server.app import (
+    ACCEPT_LAST_S,
+    BACKLOG,
+    UNUSED_S_MIN,
+    HttpServer,
+    Listener,
+    MakeProtocol,
+    answer_last,
+    serve_also,
+    start_serving,
+    stop_accepting,
+    wind_down,
+)
 from ringserve.server.autoscale import PERIOD_S, Autoscaler
+from ringserve.server.banner import banner
 from ringserve.server.budget import front_ends_default
-from ringserve.server.control import ServeHttp
-from ringserve.server.device_watch import open_devices
+from ringserve.server.control import Keys, ServeHttp
+from ringserve.server.device_watch import DeviceWatch, open_devices
 from ringserve.server.dropin import DropIn
 from ringserve.server.fleet import Fleet, FleetHooks
+from ringserve.server.handover import (
+    CALLED_OFF,
+    STOP_S_MAX,
+    HandOver,
+    HandOverHooks,
+    HandOverListener,
+    Predecessor,
+    Start,
+)
+from ringserve.server.host import make_work_dir, raise_file_limit
+from ringserve.server.listening import ListeningSockets
 from ringserve.server.management import Management
+from ringserve.server.pid_file import take_pid_file
 from ringserve.server.recycling import LOOK_S, Recycler
 from ringserve.server.repository.environments import Environments
 from ringserve.server.repository.incoming import DownloadLimits
 from ringserve.server.repository.remote import RemoteSources, sweep_parts
 from ringserve.server.repository.store import ModelStore
 from ringserve.server.repository.watch import Watcher
+from ringserve.server.routes.guard import GuardedHttp
 from ringserve.server.routes.management import ManagementRoutes
-from ringserve.server.settings import Address, ConfigError, Settings
-from ringserve.shm.link import END_FDS
+from ringserve.server.security.cors import cors_headers
+from ringserve.server.security.key_file import remove_key_file
+from ringserve.server.security.keyring import LOOK_S as KEY_LOOK_S
+from ringserve.server.security.keyring import Keyring, open_keyring, take_keys
+from ringserve.server.security.tls import CERTIFICATE_LOOK_S, open_certificate
+from ringserve.server.security.tokens import Plane
+from ringserve.server.settings import Address, Settings
+from ringserve.server.snapshots.restoring import Restoring, named_models, wanted_state
+from ringserve.server.wire import add_fixed_headers
 from ringserve.shm.segment import sweep_names
+
+if TYPE_CHECKING:
+    from ringserve.server.security.certificate import CertificateKeeper
 
 logger = logging.getLogger("ringserve.supervisor")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-DRAIN_S = 30.0
-# More than that nobody needs, and programs that close whatever they might have inherited would be at it for minutes.
-FILES_MAX = 1 << 20
-FILES_MIN = 4096
-_WORK_DIR = re.compile(r"ringserve-(\d+)-\w+")
-
-
-def listen(name: str, address: Address) -> socket.socket:
-    """A bound, listening socket. Raises `ConfigError`."""
-    try:
-        family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        raise ConfigError(f"{name}_address: {address} cannot be bound: {error.strerror or error}") from None
-    sock.setblocking(False)
-    return sock
-
-
-def make_work_dir(parent: Path) -> Path:
-    """A private folder for unpacked archives, named by our pid; those of servers that died are removed."""
-    for entry in parent.iterdir():
-        match = _WORK_DIR.fullmatch(entry.name)
-        if match and not psutil.pid_exists(int(match[1])):
-            shutil.rmtree(entry, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"ringserve-{os.getpid()}-", dir=parent))
-
-
-def raise_file_limit() -> int:
-    """As many open files as the system allows, for us and our children: every connection is one, every pair of front end and
-    worker some. Returns how many that are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    limit = FILES_MAX if limit == resource.RLIM_INFINITY else limit
-    if limit < FILES_MIN:
-        logger.warning(
-            "a process may open %d files only (RLIMIT_NOFILE): a front end needs one for every connection and %d for every worker",
-            limit,
-            END_FDS + 1,
-        )
-    return limit
+# How much longer the connections of management may be busy, after the time in which all would have become idle.
+STALE_S = 1.0
 
 
 async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint: str) -> None:
@@ -104,33 +100,104 @@ async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint:
             logger.exception("%s", complaint)
 
 
-class Supervisor:
-    """`run` starts and stops; `on_started` is called once when the listeners are up."""
+@dataclass(slots=True)
+class Parts:
+    """What a server consists of, put together before anything runs; then what runs of it in this process."""
 
-    def __init__(self, settings: Settings, on_started: Callable[[], None]) -> None:
+    settings: Settings
+    work_dir: Path
+    sockets: ListeningSockets  # "inference", and the others that have addresses of their own
+    devices: DeviceWatch
+    store: ModelStore
+    management: Management
+    fleet: Fleet
+    routes: ManagementRoutes
+    keyring: Keyring | None  # None: without tokens
+    certificate: "CertificateKeeper | None"  # None: no address begins with https://
+    server: HttpServer | None = None  # the private listener, whose connections are those of all listeners here
+    listeners: list[Listener] = field(default_factory=list)
+    dropin: DropIn | None = None
+    handover: HandOverListener | None = None
+    upkeep: list[asyncio.Task[None]] = field(default_factory=list)  # what adapts the server to what there is to do
+
+    def protocol(self, address: Address, make: MakeProtocol) -> MakeProtocol:
+        """What a listener of this process at that address makes of its connections."""
+        if self.certificate is None or not address.tls:
+            return make
+        return self.certificate.tls.protocol(make)
+
+
+class Supervisor:
+    """`run` starts and stops; `on_started` is called once when the listeners are up. `words` is the command line, for whoever starts
+    this server anew; a `predecessor` is the running instance that this one takes over from."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_started: Callable[[], None],
+        words: Sequence[str] = (),
+        predecessor: Predecessor | None = None,
+    ) -> None:
         self._settings = settings
         self._on_started = on_started
+        self._words = tuple(words)
+        self._predecessor = predecessor
+        self._handed_over = False
+        self._others_accept = predecessor is not None  # another instance has our sockets, and they are not to be spoilt
         limits = DownloadLimits(settings.max_model_download_bytes, settings.model_download_timeout_s)
         self._remote = RemoteSources(settings.allowed_urls, limits)
         self._stop_asked = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._dropin: DropIn | None = None
-        self._routes: ManagementRoutes | None = None
-        self._upkeep: list[asyncio.Task[None]] = []  # what adapts the workers to what there is to do
 
     async def run(self) -> None:
         """Until stopped by SIGTERM or SIGINT. Raises `ConfigError`, or `RingServeError` when a front end cannot start."""
         self._obey_signals()
+        environment_keys = take_keys(os.environ)
         raise_file_limit()
+        parts = await self._put_together(environment_keys)
+        try:
+            await self._start(parts)
+            if self._predecessor is not None and self._stop_asked.is_set():
+                raise ShuttingDown(CALLED_OFF)
+            if self._predecessor is not None:
+                take_pid_file()
+                await self._predecessor.taken_over()
+                parts.sockets.own_files()
+                self._others_accept = False
+            self._on_started()
+            await self._stop_asked.wait()
+            await self._drain(parts)
+            if parts.keyring is not None and not self._handed_over:
+                remove_key_file(Path.cwd())
+        finally:
+            await self._stop(parts)
+            parts.devices.close()
+            parts.sockets.close()
+            await asyncio.get_running_loop().shutdown_default_executor()  # nobody may still unpack into it
+            shutil.rmtree(parts.work_dir, ignore_errors=True)
+            for number in STOP_SIGNALS:  # one more must not spoil the exit code, nor leave the PID file
+                signal.signal(number, signal.SIG_IGN)
+
+    # ---- start
+
+    async def _put_together(self, environment_keys: Mapping[Plane, str]) -> Parts:
+        """Everything that is there before anything is served; no process is started yet."""
         devices = await open_devices(os.environ, self._settings.number_of_gpu)
         settings = replace(self._settings, number_of_gpu=len(devices.placer.devices))
+        logger.info("%s", banner(settings, len(devices.placer.devices)))
+        cors = cors_headers(settings)
+        certificate = await open_certificate(settings)
+        sockets = await self._open_sockets(settings)
+        before = None if self._predecessor is None else self._predecessor.handed
+        if before is not None and before.desired:
+            origins = {**settings.origins, "model_snapshot": "the running instance"}
+            settings = replace(settings, model_snapshot=before.desired, origins=origins)
         assert settings.model_store is not None
-        inference = listen("inference", settings.inference_address)
-        shared = settings.management_address == settings.inference_address
-        management_socket = None if shared else listen("management", settings.management_address)
+        handed_keys = None if before is None else before.keys
+        keyring = await asyncio.to_thread(open_keyring, settings, environment_keys, Path.cwd(), handed_keys)
         sweep_names()
         await asyncio.to_thread(sweep_parts, settings.model_store)
-        work_dir = make_work_dir(Path(tempfile.gettempdir()))
+        work_dir = make_work_dir(settings.temp_dir or Path(tempfile.gettempdir()))
         environments = Environments(
             settings.cache_dir,
             work_dir / "cache",
@@ -140,52 +207,132 @@ class Supervisor:
         store = ModelStore(settings.model_store, work_dir, self._remote)
         management = Management(settings, store, devices, environments)
         versions = management.versions
-        front_ends = settings.frontends or front_ends_default()
         first = ServeHttp(
             settings.max_request_size,
             package_version("ringserve"),
             settings.header_timeout_s,
             settings.body_timeout_s,
             settings.write_timeout_s,
-            front_ends,
-            admin_socket=str(work_dir / SOCKET_NAME) if shared else "",
+            settings.frontends or front_ends_default(),
+            admin_socket="" if "management" in sockets else str(work_dir / SOCKET_NAME),
+            tokens=keyring is not None,
+            cors=cors,
         )
         hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
-        fleet = Fleet(inference, first, settings.max_response_size, hooks)
-        try:
-            routes = self._routes = ManagementRoutes(management, settings.max_request_size)
-            server = await start_serving(routes.app, listen_privately(work_dir / SOCKET_NAME, BACKLOG))
-            await self._until_stopped(self._load(settings, management, store))
-            versions.fleet = fleet
-            logger.info("front ends: %d", front_ends)
-            await fleet.start(front_ends)
-            autoscaler = Autoscaler(versions.serving, fleet.loads, versions.look_at_devices)
-            recycler = Recycler(versions.serving)
-            self._upkeep = [
-                asyncio.ensure_future(every(PERIOD_S, autoscaler.look, "the workers could not be scaled")),
-                asyncio.ensure_future(every(LOOK_S, recycler.look, "workers could not be looked at")),
-            ]
-            listening: list[Listener] = [server]
-            if management_socket is not None:
-                listening.append(await serve_also(server, routes.app, management_socket))
-            logger.info("Inference API bind to: %s", settings.inference_address)
-            logger.info("Management API bind to: %s", settings.management_address)
-            self._on_started()
-            await self._stop_asked.wait()
-            logger.info("stopping: answering what is in flight")
-            for each in listening:
-                stop_accepting(each)
-            close_idle(server)
-        finally:
-            await self._stop(fleet, management)
-            devices.close()
-            inference.close()
-            if management_socket is not None:
-                management_socket.close()
-            await asyncio.get_running_loop().shutdown_default_executor()  # nobody may still unpack into it
-            shutil.rmtree(work_dir, ignore_errors=True)
-            for number in STOP_SIGNALS:  # one more must not spoil the exit code, nor leave the PID file
-                signal.signal(number, signal.SIG_IGN)
+        fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks)
+        add_fixed_headers(cors)
+        routes = ManagementRoutes(management, settings.max_request_size, keyring)
+        return Parts(settings, work_dir, sockets, devices, store, management, fleet, routes, keyring, certificate)
+
+    async def _open_sockets(self, settings: Settings) -> ListeningSockets:
+        """Raises `ConfigError`, or `NotHandedOver`."""
+        wanted = {"inference": settings.inference_address}
+        if settings.management_address != settings.inference_address:
+            wanted["management"] = settings.management_address
+        inherited = {} if self._predecessor is None else await self._predecessor.ask(wanted, self._stop_requested)
+        return ListeningSockets(wanted, inherited)
+
+    async def _start(self, parts: Parts) -> None:
+        """In TorchServe's order: models begin to load, then the listeners."""
+        private = listen_privately(parts.work_dir / SOCKET_NAME, BACKLOG)
+        parts.server = await start_serving(parts.routes.app, private)
+        parts.listeners.append(parts.server)
+        await self._until_stopped(self._load(parts))
+        if self._predecessor is not None:
+            await self._until_stopped(self._predecessor.equalled(parts.management.versions))
+        await self._hand_out_keys(parts)
+        await self._start_front_ends(parts)
+        self._start_upkeep(parts)
+        await self._start_listeners(parts)
+        if not self._stop_asked.is_set():  # what was not loaded to its end would be forgotten
+            await parts.management.recorder.start()
+        self._offer_hand_over(parts)
+
+    async def _load(self, parts: Parts) -> None:
+        """What is there from the start: the models that were named, and what lies in the folder when that is looked at."""
+        settings, management = parts.settings, parts.management
+        mode, root = settings.model_control_mode, settings.model_store
+        assert root is not None
+        watched = mode in ("watch", "poll")
+        everything = [entry.lower() for entry in settings.models] == ["all"]
+        named = () if mode == "explicit" or (watched and everything) else named_models(settings)
+        state = await asyncio.to_thread(wanted_state, settings)
+        restoring = Restoring(management, state, watched=watched, named=bool(named))
+        await restoring.before()
+        await management.load_at_startup(named)
+        if watched:
+            poll_s = float(settings.repository_poll_s)
+            watcher = Watcher(root, poll_s=poll_s if mode == "poll" else None, fallback_poll_s=poll_s)
+            ready = management.versions.why_not_ready
+            management.repository = parts.dropin = DropIn(
+                root, management, watcher, came_by_url=parts.store.came_by_url, why_not_ready=ready
+            )
+            await parts.dropin.start()
+        await restoring.after()
+
+    async def _hand_out_keys(self, parts: Parts) -> None:
+        """Now and whenever they change, to whoever asks clients for them."""
+        keyring, shared = parts.keyring, "management" not in parts.sockets
+        if keyring is None:
+            return
+
+        async def let_in(keys: Keys) -> None:
+            parts.routes.guard.set(keys)
+            await parts.fleet.let_in(keys if shared else Keys(keys.epoch, keys.inference))
+
+        await keyring.hand_out(let_in)
+        look = every(KEY_LOOK_S, keyring.look, "the key files could not be looked at")
+        parts.upkeep.append(asyncio.ensure_future(look))
+
+    async def _start_front_ends(self, parts: Parts) -> None:
+        parts.management.versions.fleet = parts.fleet
+        if parts.certificate is not None and parts.settings.inference_address.tls:
+            parts.certificate.on_renewed = parts.fleet.use_certificate
+            parts.fleet.use_certificate(parts.certificate.pem)
+        count = parts.settings.frontends or front_ends_default()
+        logger.info("front ends: %d", count)
+        await parts.fleet.start(count)
+
+    def _start_upkeep(self, parts: Parts) -> None:
+        """What happens time and again."""
+        versions = parts.management.versions
+        autoscaler = Autoscaler(versions.serving, parts.fleet.loads, versions.look_at_devices)
+        recycler = Recycler(versions.serving)
+        for period_s, look, complaint in (
+            (PERIOD_S, autoscaler.look, "the workers could not be scaled"),
+            (LOOK_S, recycler.look, "workers could not be looked at"),
+        ):
+            parts.upkeep.append(asyncio.ensure_future(every(period_s, look, complaint)))
+        if parts.certificate is not None:
+            renewal = every(CERTIFICATE_LOOK_S, parts.certificate.look, "the certificate could not be looked at")
+            parts.upkeep.append(asyncio.ensure_future(renewal))
+
+    async def _start_listeners(self, parts: Parts) -> None:
+        """Those of this process; the front ends have the inference address."""
+        assert parts.server is not None
+        if "management" in parts.sockets:
+            sock, protocol = parts.sockets["management"], parts.protocol(parts.settings.management_address, GuardedHttp)
+            parts.listeners.append(await serve_also(parts.server, parts.routes.app, sock, protocol))
+        logger.info("Inference API bind to: %s", parts.settings.inference_address)
+        logger.info("Management API bind to: %s", parts.settings.management_address)
+
+    def _offer_hand_over(self, parts: Parts) -> None:
+        stop_s_max = float(parts.settings.drain_delay_s + parts.settings.drain_timeout_s + STOP_S_MAX)
+        start = Start(self._words, str(Path.cwd()), str(parts.settings.log_location), stop_s_max)
+        hooks = HandOverHooks(partial(self._prepare_hand_over, parts), parts.routes.open, self._taken_over)
+        parts.handover = HandOverListener(parts.work_dir, start, hooks)
+
+    async def _until_stopped(self, work: Coroutine[None, None, None]) -> None:
+        """Archives and packages may take their time: who wants us to end does not wait for them."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop_asked.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    # ---- stop
 
     def _obey_signals(self) -> None:
         """Not by the loop's own handlers: they end with it, and for a moment the system's would be back, which kill."""
@@ -198,35 +345,55 @@ class Supervisor:
         for number in STOP_SIGNALS:
             signal.signal(number, asked)
 
-    async def _load(self, settings: Settings, management: Management, store: ModelStore) -> None:
-        """What is there from the start: the models that were named, and what lies in the folder when that is looked at."""
-        mode, root = settings.model_control_mode, settings.model_store
-        assert root is not None
-        watched = mode in ("watch", "poll")
-        everything = [entry.lower() for entry in settings.models] == ["all"]
-        if mode != "explicit" and not (watched and everything):
-            await management.load_at_startup(settings.models)
-        if watched:
-            poll_s = float(settings.repository_poll_s)
-            watcher = Watcher(root, poll_s=poll_s if mode == "poll" else None, fallback_poll_s=poll_s)
-            ready = management.versions.why_not_ready
-            management.repository = self._dropin = DropIn(
-                root, management, watcher, came_by_url=store.came_by_url, why_not_ready=ready
-            )
-            await self._dropin.start()
+    def _stop_requested(self) -> None:
+        if self._stop_asked.is_set():
+            self._hurry.set()
+        self._stop_asked.set()
+        self._remote.stop()
 
-    async def _until_stopped(self, work: Coroutine[None, None, None]) -> None:
-        """Archives and packages may take their time: who wants us to end does not wait for them."""
-        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop_asked.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    async def _prepare_hand_over(self, parts: Parts) -> tuple[HandOver, list[int]]:
+        """What is acknowledged from here on would be lost, so nothing is."""
+        if self._stop_asked.is_set():
+            raise ShuttingDown("it has been told to stop")
+        parts.routes.close("A new instance is taking over: nothing can be changed for a moment.")
+        await parts.routes.finished()
+        await parts.management.settled()
+        settings, versions = parts.settings, parts.management.versions
+        addresses = {
+            "inference": settings.inference_address,
+            "management": settings.management_address,
+            "metrics": settings.metrics_address,
+        }
+        served = tuple((each.name, each.version) for each in versions.registry if versions.ready_count(each))
+        keys = {} if parts.keyring is None else parts.keyring.handed_over
+        sockets = tuple((name, str(addresses[name])) for name in parts.sockets)
+        handed = HandOver(sockets, served, parts.management.recorder.text(), keys)
+        return handed, [sock.fileno() for sock in parts.sockets.values()]
 
-    async def _stop(self, fleet: Fleet, management: Management) -> None:
-        orderly = asyncio.ensure_future(self._stop_in_order(fleet, management))
+    def _taken_over(self) -> None:
+        self._handed_over = self._others_accept = True
+        self._stop_requested()
+
+    async def _drain(self, parts: Parts) -> None:
+        """Told to stop: whoever asks learns it, and all that comes is still answered."""
+        assert parts.server is not None
+        if self._handed_over:
+            parts.sockets.hand_over()
+            parts.management.recorder.retire()
+            parts.routes.close("A new instance has taken over: connect again.")
+            logger.info("a new instance has taken over: answering what is in flight")
+            return
+        parts.routes.close("The server is shutting down.")
+        parts.management.versions.drain()
+        answer_last(parts.server, parts.routes.app)
+        if parts.settings.drain_delay_s:
+            logger.info("told to stop: accepting for %d s more", parts.settings.drain_delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), parts.settings.drain_delay_s)
+        logger.info("stopping: answering what is in flight")
+
+    async def _stop(self, parts: Parts) -> None:
+        orderly = asyncio.ensure_future(self._stop_in_order(parts))
         hurry = asyncio.ensure_future(self._hurry.wait())
         await asyncio.wait({orderly, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
@@ -237,19 +404,37 @@ class Supervisor:
                     child.kill()
         await orderly
 
-    async def _stop_in_order(self, fleet: Fleet, management: Management) -> None:
-        for task in self._upkeep:
+    async def _stop_in_order(self, parts: Parts) -> None:
+        """Also after a start that failed half-way."""
+        for task in parts.upkeep:
             task.cancel()
-        await management.environments.close()
-        if self._dropin is not None:
-            await self._dropin.stop()
-        await fleet.stop(DRAIN_S)
-        await management.versions.stop()
-        if self._routes is not None:
-            await self._routes.finished()
+        if parts.handover is not None:
+            parts.handover.close()
+        drain_s = float(parts.settings.drain_timeout_s)
+        # Whose connections a successor accepts has no hurry: clients that come back to one in all that time find it.
+        unused_s = drain_s if self._handed_over else UNUSED_S_MIN
+        closing = asyncio.ensure_future(self._close_listeners(parts, unused_s))
+        await parts.management.environments.close()
+        if parts.dropin is not None:
+            await parts.dropin.stop()
+        await parts.management.recorder.stop()
+        await parts.fleet.stop(drain_s, unused_s, handed_over=self._others_accept)
+        await parts.management.versions.stop()
+        await parts.routes.finished()
+        await closing
 
-    def _stop_requested(self) -> None:
-        if self._stop_asked.is_set():
-            self._hurry.set()
-        self._stop_asked.set()
-        self._remote.stop()
+    async def _close_listeners(self, parts: Parts, unused_s: float) -> None:
+        """Those of this process, and their connections as they are not used any more: each gets an answer that says so, or is idle."""
+        if parts.server is None:
+            return
+        if not self._others_accept:
+            for name, sock in parts.sockets.items():
+                if name != "inference":
+                    turn_away(sock)
+            await asyncio.sleep(ACCEPT_LAST_S)
+        for each in parts.listeners:
+            stop_accepting(each)
+        answer_last(parts.server, parts.routes.app)
+        end = time.monotonic() + unused_s + STALE_S
+        while wind_down(parts.server, unused_s) and time.monotonic() < end and not self._hurry.is_set():
+            await asyncio.sleep(0.02)

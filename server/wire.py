@@ -3,7 +3,7 @@ connection closed from status 400 on)."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
 import orjson
@@ -17,12 +17,8 @@ FIXED_HEADERS = {
     "Cache-Control": "no-cache; no-store, must-revalidate, private",
     "Expires": "Thu, 01 Jan 1970 00:00:00 UTC",
 }
-_FIXED = "".join(f"{name}: {value}\r\n" for name, value in FIXED_HEADERS.items()).encode()
 # How nearly every answer begins, by content type.
-_PLAIN_STARTS: dict[str | None, bytes] = {
-    kind: b"HTTP/1.1 200 OK\r\n" + (f"content-type: {kind}\r\n".encode() if kind else b"") + _FIXED
-    for kind in CONTENT_TYPES
-}
+_PLAIN_STARTS: dict[str | None, bytes] = {}
 JOINED_BYTES_MAX = 16_384
 BODILESS = (204, 304)  # these never have a body
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -34,6 +30,18 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\ud7ff\udc80-\udcff\ue000-\U0010ff
 _OURS = {"content-length", "transfer-encoding", "connection", "x-request-id"}
 
 
+def add_fixed_headers(more: Mapping[str, str]) -> None:
+    """What every answer of this process says besides, unless its handler says something else; to be told once, at start."""
+    FIXED_HEADERS.update(more)
+    fixed = "".join(f"{name}: {value}\r\n" for name, value in FIXED_HEADERS.items())
+    for kind in CONTENT_TYPES:
+        said = f"content-type: {kind}\r\n" if kind else ""
+        _PLAIN_STARTS[kind] = f"HTTP/1.1 200 OK\r\n{said}{fixed}".encode()
+
+
+add_fixed_headers({})
+
+
 def json_text(value: object) -> bytes:
     """The server's own JSON: two spaces, a newline at the end."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -42,6 +50,12 @@ def json_text(value: object) -> bytes:
 def error_body(error: RingServeError) -> bytes:
     """TorchServe's `{"code", "type", "message"}`."""
     return json_text({"code": error.http_status, "type": error.type, "message": error.message})
+
+
+def error_headers(error: RingServeError) -> dict[str, str]:
+    """Those that only its answer has."""
+    retry = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return {**error.headers, **retry}
 
 
 def _uuids() -> Iterator[str]:
@@ -124,5 +138,4 @@ def _status_and_headers(answer: Answer) -> str:
 
 
 def error_answer(error: RingServeError) -> Answer:
-    headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return Answer(error_body(error), "application/json", error.http_status, headers=headers)
+    return Answer(error_body(error), "application/json", error.http_status, headers=error_headers(error) or None)

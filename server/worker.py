@@ -201,7 +201,11 @@ class Worker:
             finally:
                 overflow.close()
         status = STATUS_OVERFLOW if overflow is not None else 0
-        pushed = link.completions.try_push(Completion(command.sequence, command.slab, command.rows, status))
+        execution = self._execution
+        done = Completion(
+            command.sequence, command.slab, command.rows, status, 0, 0, execution.began_ns, execution.ended_ns
+        )
+        pushed = link.completions.try_push(done)
         assert pushed, "the front end may not have more batches outstanding than the ring holds"
         reach("completion-pushed")
         link.bell.ring()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import time
 
 from ringserve.protocol.errors import RingServeError
@@ -88,15 +89,16 @@ class WorkerSlot:
             self.clock = None
 
 
-def environment(place: Place, workers: int) -> dict[str, str]:
-    """The server's own, with the part of one of so many workers in the processors, for the libraries that ask when imported."""
+def environment(place: Place, workers: int, hidden: re.Pattern[str] | None = None) -> dict[str, str]:
+    """The server's own without the names that are `hidden` from models, with the part of one of so many workers in the processors,
+    for the libraries that ask when imported."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(worker_threads(workers))
     visible = {} if place.visible is None else {"CUDA_VISIBLE_DEVICES": place.visible}
     return {
         **dict.fromkeys(THREAD_VARIABLES, threads),
         **ALLOCATOR,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the numbers of the driver's tools, and of our placement
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if hidden is None or not hidden.fullmatch(name)},
         **visible,
         "PYTHONUNBUFFERED": "1",
     }

@@ -8,8 +8,10 @@ import click
 import pytest
 import yaml
 
+from ringserve.server.configuration.keys import ALWAYS_SO, HONOURED, IGNORED, RECORDED
+from ringserve.server.configuration.sources import configure
 from ringserve.server.repository.model_config import parse_model_config
-from ringserve.server.settings import _HONOURED, Settings, read_config_file
+from ringserve.server.settings import Settings
 from ringserve.tools.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,8 +23,12 @@ CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 SETTING = re.compile(r"^\| `(\w+)` \| (\S+) \|", re.MULTILINE)
 
 
-def flags_of(command: str) -> set[str]:
-    options = [each for each in main.commands[command].params if isinstance(each, click.Option)]
+def flags_of(*words: str) -> set[str]:
+    command: click.Command = main
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    options = [each for each in command.params if isinstance(each, click.Option)]
     return {flag for option in options if not option.hidden for flag in option.opts}
 
 
@@ -52,20 +58,27 @@ def test_every_flag_of_torchserve_named_in_the_readme_is_accepted() -> None:
 
 
 def test_the_configuration_page_has_every_key_that_is_honoured_with_its_default() -> None:
-    assert dict(SETTING.findall(CONFIGURATION)) == {key: _shown_default(field) for key, field in _HONOURED.items()}
+    assert dict(SETTING.findall(CONFIGURATION)) == {key.name: _shown_default(key.field) for key in HONOURED.values()}
+
+
+def test_the_configuration_page_has_every_key_without_effect_with_its_reason() -> None:
+    for group in IGNORED:
+        keys = ", ".join(f"`{name}`" for name in group.keys)
+        assert f"| {group.about} | {keys} | {group.reason} |" in CONFIGURATION
+    assert all(f"`{name}`" in CONFIGURATION for name in (*ALWAYS_SO, *RECORDED))
 
 
 def _shown_default(field: str) -> str:
     """As one would write it into the file; `none` where nothing is set."""
     value = getattr(Settings(), field)
-    if value is None or value in ((), {}):
+    if value is None or value in ((), {}, ""):
         return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def test_the_configuration_page_has_every_flag_of_start_stop_and_status() -> None:
     named = set(re.findall(r"--[a-z][a-z-]+", CONFIGURATION))
-    flags = flags_of("start") | flags_of("stop") | flags_of("status")
+    flags = flags_of("start") | flags_of("stop") | flags_of("status") | flags_of("config", "show")
     assert flags <= named
     assert named <= flags | flags_of("archive") | {"--help"}
 
@@ -79,7 +92,7 @@ def test_every_example_of_a_model_config_is_accepted_and_says_something(text: st
 def test_every_example_of_a_config_properties_is_understood(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.properties"
     path.write_text(text)
-    assert read_config_file(path, {}).warnings == ()
+    assert configure({"--ts-config": path}, {}, tmp_path).warnings == ()
 
 
 def test_every_make_target_named_exists() -> None:
@@ -91,7 +104,8 @@ def test_every_make_target_named_exists() -> None:
 
 def test_every_python_file_of_the_server_is_in_the_architecture() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    for folder in ("shm", "server", "server/routes", "server/repository"):
+    packages = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("server/*/__init__.py"))
+    for folder in ("shm", "server", *packages):
         for path in sorted((ROOT / folder).glob("*.py")):
             if path.name not in ("__init__.py", "shm_errors.py", "testing.py", "forms.py"):
                 # The files of the repository stand in a table, by their names alone.

@@ -41,6 +41,7 @@ HOMES = {
     "httpcore": ("server/repository/http_source.py", "tools/cli/status.py"),
     "boto3": ("server/repository/s3.py",),
     "botocore": ("server/repository/s3.py",),
+    "cryptography": ("server/security/certificate.py",),
     "watchfiles": ("server/repository/watch.py",),
     "torch": ("backends/torchscript", "backends/ts/", "backends/handler_backend.py"),
 }
@@ -124,7 +125,7 @@ def test_backends_are_created_by_the_worker_alone() -> None:
 
 @pytest.mark.parametrize("module", ["server.supervisor", "server.frontend", "tools.cli.main"])
 def test_no_process_but_a_worker_imports_a_framework_or_ts_nor_an_extra_before_it_is_needed(module: str) -> None:
-    unwanted = {"torch", "ts", "sklearn", "boto3", "pynvml"}
+    unwanted = {"torch", "ts", "sklearn", "boto3", "pynvml", "cryptography"}
     script = f"import sys, ringserve.{module}; assert not {unwanted} & set(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=60)
 

@@ -55,7 +55,7 @@ def read_properties_file(path: Path, shown: str) -> list[Property]:
     """Raises `ConfigError`."""
     try:
         return parse_properties(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ConfigError(f"--ts-config file not found: {shown}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--ts-config file {shown} cannot be read: {error}") from None

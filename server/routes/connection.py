@@ -9,7 +9,7 @@ either way move is in transfer.py.
 
 import asyncio
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 
 import httptools
 from sanic.http import Stage
@@ -94,11 +94,12 @@ class PredictionConnection(BodyConnection):
 
     def _is_free(self) -> bool:
         """Whether nothing is being received or sent on this connection: the next byte begins a request. After a refusal
-        Sanic's task is idle and still takes the rest of that request's body, which must never be read as a request."""
+        Sanic's task is idle and still takes the rest of that request's body, which must never be read as a request. A server
+        that goes down leaves all requests to Sanic, where each is the last of its connection."""
         http = self.http
         if http is None or http.stage is not Stage.IDLE or http.request_body or not http.keep_alive:
             return False
-        return not self.recv_buffer and self._can_write.is_set()
+        return not self.recv_buffer and self._can_write.is_set() and not self._inference.table.draining
 
     def _took(self, data: bytes) -> bool:
         """Answer the request if it is a plain prediction; false leaves it to Sanic."""
@@ -118,6 +119,10 @@ class PredictionConnection(BodyConnection):
         headers = dict(parsed.headers)
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         if len(headers) != len(parsed.headers) or not _NOT_PLAIN.isdisjoint(headers) or is_form(content_type):
+            return False
+        gate = self._inference.gate
+        # Taken out: handlers get no keys. Whom this does not let in, Sanic's way refuses.
+        if gate is not None and not gate.admits(headers.pop(b"authorization", b""), time()):
             return False
         length = 0
         if not parsed.complete:

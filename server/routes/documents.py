@@ -24,7 +24,7 @@ METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 
 def add_inference(app: App, describe: Callable[[str], dict[str, Any]]) -> None:
     """`describe` makes the document of the model that a path of predictions names, or raises."""
-    _add_document(app, inference_document(package_version("ringserve")))
+    add_document(app, inference_document(package_version("ringserve")))
 
     async def of_model(request: Request, rest: str) -> HTTPResponse:
         return json_response(describe(request.path), 200, request)
@@ -35,7 +35,7 @@ def add_inference(app: App, describe: Callable[[str], dict[str, Any]]) -> None:
 def add_management(app: App, registry: "Registry", settings: Settings) -> None:
     """On a shared address front ends pass on who asks for the document: only here the defaults are known."""
     make = shared_document if settings.inference_address == settings.management_address else management_document
-    _add_document(app, make(package_version("ringserve"), settings))
+    add_document(app, make(package_version("ringserve"), settings))
 
     async def of_model(request: Request, model: str, version: str | None = None) -> HTTPResponse:
         registry.find(model, version)
@@ -46,7 +46,9 @@ def add_management(app: App, registry: "Registry", settings: Settings) -> None:
         app.add_route(of_model, path, methods=["OPTIONS"], name=f"document-{name}", unquote=True)
 
 
-def _add_document(app: App, document: dict[str, Any]) -> None:
+def add_document(app: App, document: dict[str, Any]) -> None:
+    """Of a listener."""
+
     async def answer(request: Request) -> HTTPResponse:
         return json_response(document, 200, request)
 

@@ -1,4 +1,5 @@
-"""The routes of probes, on every listener and never behind a token: `/health/…`, and KServe's readiness of a model."""
+"""The routes of probes on every listener: `/health/…`, never behind a token, and KServe's readiness of a model, which TorchServe
+has behind one."""
 
 from collections.abc import Callable
 

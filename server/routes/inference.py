@@ -27,7 +27,8 @@ from ringserve.protocol.errors import (
     VersionNotFound,
 )
 from ringserve.protocol.request import HANDLER_HEADERS, Answer, InferRequest
-from ringserve.server.app import NOT_FOUND, App, SizedRequest, json_response, make_app, translate
+from ringserve.server.app import NOT_FOUND, App, SizedRequest, empty_response, json_response, make_app, translate
+from ringserve.server.control import Keys
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form, is_multipart, parse_form
 from ringserve.server.inflight import Pending
@@ -43,10 +44,12 @@ from ringserve.server.landing import (
 from ringserve.server.openapi import model_inference_document
 from ringserve.server.routes.documents import add_inference
 from ringserve.server.routes.forwarding import Forwarding
+from ringserve.server.routes.guard import Guard, send
 from ringserve.server.routes.health import add_health
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
 from ringserve.server.routes.transfer import HTTP_CONTINUE
 from ringserve.server.routing import RouteTable
+from ringserve.server.security.tokens import Gate
 from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head
 
 PREFIX = "/predictions/"
@@ -79,6 +82,8 @@ class Inference:
         self.connections_max = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4)
         self.on_connections: Callable[[], None] | None = None  # called when one has ended
         self.forwarding: Forwarding | None = None  # where management has the same address
+        self.gate: Gate | None = None  # for predictions; None where everybody is let in
+        self._guard: Guard | None = None  # None where it has nothing to do
         self._request_bytes_max = request_bytes_max
         self.app: App = make_app("ringserve-inference", request_bytes_max, timeouts.header_s)
         self.app.ctx.inference = self
@@ -92,8 +97,20 @@ class Inference:
             return json_response({"status": "Healthy"}, 200, request)
         return json_response({"status": "Unhealthy"}, 500, request)
 
+    def protect(self, guard: Guard) -> None:
+        """Let everything pass this first."""
+        self._guard, self.gate = guard if guard.needed else None, guard.gate
+
+    def let_in(self, keys: Keys) -> None:
+        """Whoever shows one of these, and nobody else."""
+        assert self._guard is not None
+        self._guard.set(keys)
+        self.gate = self._guard.gate
+
     async def serve(self, request: SizedRequest) -> None:
         """Answer one request on its connection; any HTTP method but OPTIONS predicts, as in TorchServe."""
+        if self._guard is not None and await self._stopped_by(self._guard, request):
+            return
         if not request.path.startswith(PREFIX) or request.method == "OPTIONS":
             await self._serve_other(request)
             return
@@ -122,6 +139,22 @@ class Inference:
         stream.keep_alive = keep_alive
         stream.response_func = None
         stream.stage = Stage.IDLE
+
+    async def _stopped_by(self, guard: Guard, request: SizedRequest) -> bool:
+        """Answer what does not get past the guard. What it brings besides its head is not read."""
+        if guard.answers(request):
+            await send(request, empty_response(request))
+            return True
+        managements = self.forwarding is not None and self.forwarding.takes(request.path)
+        error = guard.refusal(request, managements=managements)
+        if error is None:
+            if self.gate is not None and not managements:
+                request.headers.popall("authorization", None)  # it has done its work: handlers get no keys
+            return False
+        stream: Any = request.stream
+        await self._refuse(request, error, request_id(request.headers.getone("x-request-id", None)))
+        stream.keep_alive, stream.response_func, stream.stage = False, None, Stage.IDLE
+        return True
 
     async def _serve_other(self, request: SizedRequest) -> None:
         """The other routes look at no body. One that comes is read and thrown away, under the rules for bodies."""

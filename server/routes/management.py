@@ -14,14 +14,20 @@ import orjson
 from sanic import HTTPResponse
 from sanic.request import Request
 
-from ringserve.protocol.errors import BadRequest, BodyTooLarge, InvalidModel, WorkflowNotFound
+from ringserve.protocol.errors import BadRequest, BodyTooLarge, InvalidModel, ShuttingDown, WorkflowNotFound
 from ringserve.server.admin import describe_server
 from ringserve.server.app import App, json_response, make_app
+from ringserve.server.health import RETRY_AFTER_S
 from ringserve.server.management import IN_BACKGROUND, SCALING, Management
 from ringserve.server.registration import Registration
 from ringserve.server.repository.config_yaml import FILE_BYTES_MAX, parse_mapping
 from ringserve.server.routes.documents import add_management
+from ringserve.server.routes.guard import Guard
 from ringserve.server.routes.health import add_health
+from ringserve.server.routes.token import add_token
+from ringserve.server.security.cors import answers_preflights, cors_headers
+from ringserve.server.security.keyring import Keyring
+from ringserve.server.security.tokens import Plane
 
 logger = logging.getLogger("ringserve.management")
 
@@ -89,10 +95,15 @@ def _log_outcome(task: "asyncio.Task[T]") -> None:
 class ManagementRoutes:
     """The management app."""
 
-    def __init__(self, management: Management, request_bytes_max: int) -> None:
+    def __init__(self, management: Management, request_bytes_max: int, keyring: Keyring | None = None) -> None:
         self._management = management
         self._changes: set[asyncio.Task[Any]] = set()
+        self._closed = ""  # why nothing may be changed
         self.app: App = make_app("ringserve-management", request_bytes_max)
+        cors = answers_preflights(cors_headers(management.settings))
+        self.guard = self.app.ctx.guard = Guard(Plane.MANAGEMENT, tokens=keyring is not None, cors=cors)
+        if keyring is not None:
+            add_token(self.app, keyring, self._check_open, self._to_its_end)
         self.app.add_route(self._register, "/models", methods=["POST"], unquote=True)
         self.app.add_route(self._list, "/models", methods=["GET"], unquote=True)
         self.app.add_route(self._status, "/status", methods=["GET"])
@@ -108,13 +119,28 @@ class ManagementRoutes:
         add_health(self.app, lambda: management.versions.health)
         add_management(self.app, management.registry, management.settings)
 
+    def close(self, reason: str) -> None:
+        """Refuse changes from here on."""
+        self._closed = reason
+
+    def open(self) -> None:
+        self._closed = ""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ShuttingDown(self._closed, retry_after_s=RETRY_AFTER_S)
+
     async def finished(self) -> None:
-        """When the server ends: whoever changes something is told how that came out."""
+        """Whoever changes something is told how that came out."""
         while self._changes:
             await asyncio.wait(self._changes)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """A client that hangs up does not undo what it asked for; then the log is told how it ended."""
+        """A client that hangs up does not undo what it asked for; then the log is told how it ended. Raises `ShuttingDown` when nothing
+        may be changed."""
+        if self._closed:
+            work.close()
+        self._check_open()
         task = asyncio.ensure_future(work)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
@@ -177,7 +203,8 @@ class ManagementRoutes:
         return json_response({"status": status}, 200, request)
 
     async def _set_default(self, request: Request, model: str, version: str) -> HTTPResponse:
-        return json_response({"status": await self._management.set_default(model, version)}, 200, request)
+        status = await self._to_its_end(self._management.set_default(model, version))
+        return json_response({"status": status}, 200, request)
 
     # Workflows: TorchServe's last release took them, its successor refuses them for good (contract section 16). What clients ask
     # about them has an answer.

@@ -10,6 +10,7 @@ of the repository, and those that are remembered although they could not be rest
 A file is read whole or not at all; in it, one version that makes no sense leaves the others alone.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from ringserve.protocol.errors import InvalidModel
 from ringserve.server.configuration.properties import parse_properties, write_properties
 from ringserve.server.repository.files import check_carried, open_regular
 from ringserve.server.settings import BATCH_SIZE_MAX, INT_MAX, WORKERS_MAX
+
+logger = logging.getLogger("ringserve.snapshots")
 
 KEY = "model_snapshot"
 OURS = "ringserve"
@@ -142,7 +145,7 @@ def parse_state(text: str) -> State:
     records: list[VersionRecord] = []
     problems: list[Problem] = []
     sections = (
-        (top.get("models"), "models"),
+        ({} if _counts_none(top) else top.get("models"), "models"),
         (ours.get(REPOSITORY), REPOSITORY),
         (ours.get(NOT_RESTORED), NOT_RESTORED),
     )
@@ -156,6 +159,15 @@ def parse_state(text: str) -> State:
     return State(
         tuple(records), tuple(problems), _text(top, "name"), created if isinstance(created, int) and created > 0 else 0
     )
+
+
+def _counts_none(top: dict[str, Any]) -> bool:
+    """As TorchServe reads it: with no version counted, none is restored. What is not there, or is no number, counts nothing out."""
+    count = top.get("modelCount")
+    none = isinstance(count, int) and not isinstance(count, bool) and count <= 0
+    if none and top.get("models"):
+        logger.warning("%s: modelCount says %d, so none of its models is restored.", KEY, count)
+    return none
 
 
 def _versions(section: Any, where: str) -> Iterator[tuple[str, str, Any]]:

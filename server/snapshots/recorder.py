@@ -55,6 +55,12 @@ class Recorder:
             self._timer.cancel()
         await self.record("shutdown")
 
+    def retire(self) -> None:
+        """Another instance has taken over and writes from here on: a snapshot of ours would be newer than its, and wrong."""
+        self._started = False
+        if self._timer is not None:
+            self._timer.cancel()
+
     async def record(self, kind: str = "snapshot") -> None:
         """Until a snapshot that holds everything done so far is on the disk, or has been refused by it."""
         if self._store is None or not self._started:

@@ -76,8 +76,9 @@ class Restorable(Protocol):
 
 
 def wanted_state(settings: Settings) -> State:
-    """What the settings ask to be restored; nothing where they ask for nothing, or for what makes no sense."""
-    if not settings.snapshots or not settings.model_snapshot:
+    """What the settings ask to be restored; nothing where they ask for nothing, or for what makes no sense. Without snapshots (--ncs)
+    none is looked for, but what the configuration itself says is restored, as by TorchServe 0.12."""
+    if not settings.model_snapshot:
         return State()
     try:
         return parse_state(settings.model_snapshot)
@@ -92,7 +93,7 @@ def named_models(settings: Settings) -> Sequence[str]:
     unregistered since, and those that were not are restored anyway."""
     names, state = (settings.origins.get(field, "").rpartition(":") for field in ("models", "model_snapshot"))
     itself = names[2].startswith("snapshot ") or (names[0] != "" and names[0] == state[0])
-    return () if itself and settings.snapshots and settings.model_snapshot else settings.models
+    return () if itself and settings.model_snapshot else settings.models
 
 
 class Restoring:

@@ -136,7 +136,7 @@ def test_a_stale_pid_file_stops_nobody(cli: CommandLine, content: Callable[[], s
     cli.pid_file.write_text(content())
     result = cli.run("status")
     assert (result.returncode, result.stdout) == (3, "RingServe is not currently running.\n")
-    assert "Removing orphan pid file." in result.stderr
+    assert ("Removing orphan pid file." in result.stderr) == (content() != str(os.getpid()))
     assert not cli.pid_file.exists()
 
 
@@ -180,8 +180,8 @@ def test_a_missing_model_store_is_named(cli: CommandLine) -> None:
         ("job_queue_size=many", ["job_queue_size", "whole number", "'many'"]),
         ("job_queue_size=0", ["job_queue_size", "from 1"]),
         ("enable_model_api=maybe", ["enable_model_api", "true or false", "'maybe'"]),
-        ("inference_address=https://127.0.0.1:1", ["inference_address", "http://host:port"]),
-        ("inference_address=http://127.0.0.1:99999", ["inference_address", "http://host:port"]),
+        ("inference_address=ftp://127.0.0.1:1", ["inference_address", "http://"]),
+        ("inference_address=http://127.0.0.1:99999", ["inference_address", "http://"]),
         ("model_store=$$NOT_SET_ANYWHERE$$", ["Invalid Environment Variable NOT_SET_ANYWHERE"]),
     ],
 )
@@ -199,7 +199,7 @@ def test_an_address_that_everybody_reaches_needs_a_word_about_tokens(cli: Comman
     cli.write_config({"inference_address": f"http://0.0.0.0:{free_port()}"})
     said = failed(cli.start())
     assert "inference_address: expected a loopback address" in said
-    assert "--disable-token-auth" in said
+    assert "--insecure" in said
 
 
 def test_an_unknown_key_is_warned_about_by_name_and_line(start_server: Any, tmp_path: Path) -> None:
@@ -306,6 +306,51 @@ def test_the_version_is_told(cli: CommandLine) -> None:
     result = cli.run("--version")
     assert result.returncode == 0
     assert result.stdout.startswith("RingServe, version ")
+
+
+def test_torchserves_own_command_line_does_and_says_what_torchserves_does(
+    cli: CommandLine, archive: Callable[..., Path]
+) -> None:
+    """By a link of its name; what is logged goes where the command's output goes, as scripts expect."""
+    archive(cli.store, "plain", "plain.py:handle")
+    link, output = cli.folder / "torchserve", cli.folder / "output"
+    link.symlink_to(command())
+    temp = cli.folder / "temp"
+    temp.mkdir()
+    environ = {**cli.watch.env, "TEMP": str(temp)}
+    options: dict[str, Any] = {"env": environ, "cwd": cli.folder, "timeout": COMMAND_S_MAX}
+
+    def torchserve(*words: object) -> tuple[int, str]:
+        with output.open("wb") as file:
+            ended = subprocess.run([link, *map(str, words)], stdout=file, stderr=file, check=False, **options)
+        return ended.returncode, output.read_text()
+
+    start = ("--model-store", cli.store, "--models", "plain.mar", "--ts-config", cli.watch.config_file, "--ncs")
+    assert torchserve("-v") == (0, "TorchServe Version is 0.12.0\n")
+    cli.pid_file.write_text("7777777")
+    code, said = torchserve("--start", *start, "--ppath", "plugins")
+    assert code == 0
+    assert said.startswith("Removing orphan pid file.\n")
+    markers = ["Inference API bind to: http://", "Management API bind to: http://", "\nModel server started.\n"]
+    assert [marker for marker in markers if marker not in said] == []
+    assert "--plugins-path has no effect" in said
+    banner = [
+        "Torchserve version: 0.12.0 ",
+        f"Model Store: {cli.store}",
+        "Initial Models: plain.mar",
+        "Number of GPUs: ",
+    ]
+    assert [line for line in banner if f"\n{line}" not in said] == []
+    assert httpx.get(f"{cli.url}/predictions/plain", trust_env=False).text == "plain 1.0"
+    assert [path.name.partition("-")[0] for path in temp.iterdir()] == ["ringserve"], "it works there"
+    assert "plain  1.0 *" in cli.run("status").stdout, "which nobody needs to know who looks for it"
+    with output.open("rb") as log:  # the server's; the commands below have a file of their own
+        output.unlink()
+        again = "TorchServe is already running, please use torchserve --stop to stop TorchServe.\n"
+        assert torchserve(*start) == (1, again)
+        assert torchserve("--stop") == (0, "TorchServe has stopped.\n")
+        assert log.read().endswith(b"Torchserve stopped.\n")
+    assert (cli.watch.remains(), list(temp.iterdir())) == ([], [])
 
 
 def test_wrong_usage_is_exit_code_2(cli: CommandLine) -> None:

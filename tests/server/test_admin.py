@@ -1,7 +1,5 @@
 """What `ringserve status` is told, and how it shows it."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +8,7 @@ import pytest
 from ringserve.server.admin import describe_server, state_of
 from ringserve.server.management import Management
 from ringserve.server.registry import Registry
-from ringserve.tools.cli.status import _sockets, describe
+from ringserve.tools.cli.status import describe
 
 
 @pytest.mark.parametrize(
@@ -35,15 +33,6 @@ def test_a_version_has_one_word_for_its_state(ready: int, wanted: int, hopeless:
 def version(model: str, **changes: Any) -> dict[str, Any]:
     described = {"model": model, "version": "1.0", "default": True, "state": "ready", "workersReady": 1}
     return {**described, "minWorkers": 1, "maxWorkers": 1, "devices": ["cpu"], "source": f"{model}.mar", **changes}
-
-
-def test_a_socket_that_somebody_else_made_is_not_asked(tmp_path: Path) -> None:
-    """The folder for temporary files is everybody's, and a pid no secret."""
-    for name in ("ringserve-7-abc", "ringserve-77-abc"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "admin.sock").touch()
-    assert _sockets(tmp_path, 7, os.geteuid()) == [tmp_path / "ringserve-7-abc/admin.sock"]
-    assert _sockets(tmp_path, 7, os.geteuid() + 1) == []
 
 
 def test_the_table_has_a_line_a_version() -> None:

@@ -115,6 +115,11 @@ def test_what_cannot_be_is_named(wanted: dict[str, Any], message: str) -> None:
         made(**wanted)
 
 
+def test_a_registration_may_say_the_runtime() -> None:
+    assert made().unpacked.manifest.runtime == "python"
+    assert made(runtime="python3").unpacked.manifest.runtime == "python3"
+
+
 def test_a_configuration_beside_the_archive_replaces_keys_of_its_own() -> None:
     config = parse_model_config({"batchSize": 4, "handler": {"top": 3}})
     unpacked = UnpackedModel(Manifest("m"), config, Path("."), temporary=False)
@@ -125,3 +130,22 @@ def test_a_configuration_beside_the_archive_replaces_keys_of_its_own() -> None:
     assert overridden(unpacked, {}) is unpacked
     with pytest.raises(InvalidModel, match=r"config\.yaml: backend: expected one of"):
         overridden(unpacked, {"backend": "onn"})
+
+
+@pytest.mark.parametrize(
+    ("by_manifest", "by_request", "by_server", "handler"),
+    [
+        ("", None, "", "default_service_handler"),
+        ("", None, "image_classifier", "image_classifier"),
+        ("own.py", None, "image_classifier", "own.py"),
+        ("", "asked.py", "image_classifier", "asked.py"),
+    ],
+)
+def test_the_servers_handler_is_for_archives_that_name_none(
+    by_manifest: str, by_request: str | None, by_server: str, handler: str
+) -> None:
+    manifest = Manifest("m", "1.0", by_manifest) if by_manifest else Manifest("m", "1.0")
+    unpacked = UnpackedModel(manifest, parse_model_config({}), Path("."), temporary=False)
+    settings = Settings(default_service_handler=by_server)
+    version = make_version(1, Registration("m.mar", handler=by_request), unpacked, settings)
+    assert version.options.handler == handler

@@ -2,18 +2,19 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringserve.protocol.errors import ModelNotFound, PredictionFailed, QueueFull, WorkerLost
+from ringserve.protocol.errors import BadRequest, InvalidKey, ModelNotFound, PredictionFailed, QueueFull, WorkerLost
 from ringserve.protocol.request import Answer
 from ringserve.server.sources import Held, ReplyStream
 from ringserve.server.wire import (
     FIXED_HEADERS,
     JOINED_BYTES_MAX,
+    add_fixed_headers,
     answer_buffers,
     error_answer,
     error_body,
@@ -219,3 +220,41 @@ def test_an_answer_that_is_still_being_made_comes_in_chunks_or_until_the_end(chu
     assert headers["connection"] == ("keep-alive" if chunked else "close")
     assert headers["x-part"] == "1"
     assert "content-length" not in headers
+
+
+@pytest.fixture
+def cors() -> Iterator[dict[str, str]]:
+    """Headers of every answer, taken back afterwards."""
+    said = {"access-control-allow-origin": "https://a.example", "access-control-allow-methods": "GET"}
+    add_fixed_headers(said)
+    yield said
+    for name in said:
+        del FIXED_HEADERS[name]
+    add_fixed_headers({})
+
+
+def test_what_every_answer_says_is_said_on_every_way(cors: dict[str, str]) -> None:
+    answers = [
+        Answer(b"{}", "application/json"),
+        Answer(b"x", None),
+        Answer(b"x", "text/plain", 201),
+        Answer(b"", None, 204),
+        error_answer(BadRequest("no")),
+    ]
+    for answer in answers:
+        head = b"".join(answer_buffers(answer, "id", keep_alive=True, head_only=True)).decode()
+        for name, value in cors.items():
+            assert head.count(f"{name}: {value}\r\n") == 1
+
+
+def test_a_handler_that_says_something_else_is_heard(cors: dict[str, str]) -> None:
+    answer = Answer(b"", None, headers={"Access-Control-Allow-Origin": "*"})
+    head = b"".join(answer_buffers(answer, "id", keep_alive=True, head_only=True)).decode().lower()
+    assert "access-control-allow-origin: *\r\n" in head
+    assert head.count("access-control-allow-origin") == 1
+    assert "access-control-allow-methods: get\r\n" in head
+
+
+def test_the_refusal_of_a_token_says_how_to_ask() -> None:
+    assert error_answer(InvalidKey("no")).headers == {"WWW-Authenticate": "Bearer"}
+    assert error_answer(QueueFull("later", retry_after_s=3)).headers == {"Retry-After": "3"}

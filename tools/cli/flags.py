@@ -32,7 +32,14 @@ _OPTIONS = (
     click.option(
         "--frontends", type=click.IntRange(min=1), help="Front-end processes; by default as the processors allow."
     ),
-    click.option("--no-config-snapshots", "--ncs", is_flag=True, help="Neither write nor restore snapshots."),
+    # TorchServe's parser takes unambiguous beginnings of flags; this is the one that its users write.
+    click.option(
+        "--no-config-snapshots",
+        "--no-config-snapshot",
+        "--ncs",
+        is_flag=True,
+        help="Neither write nor restore snapshots.",
+    ),
     click.option(
         "--enable-model-api", is_flag=True, help="Allow registering and unregistering over the management API."
     ),
@@ -88,14 +95,22 @@ _WITHOUT_EFFECT = {
 
 def check_files(context: click.Context) -> None:
     """What TorchServe looks for before anything else, in its words. Raises `ConfigError`."""
+    _check_file(told(context), "--log-config")
+
+
+def check_more_files(context: click.Context) -> None:
+    """What it looks for when the model store is there. Raises `ConfigError`."""
     given = told(context)
-    for flag in ("--log-config", "--cpp-log-config"):
-        path = given.get(flag)
-        if isinstance(path, Path) and not path.is_file():
-            raise ConfigError(f"{flag} file not found: {path.resolve()}")
     store = given.get("--workflow-store")
     if isinstance(store, Path) and not store.is_dir():
         raise ConfigError(f"--workflow-store directory not found: {store}")
+    _check_file(given, "--cpp-log-config")
+
+
+def _check_file(given: dict[str, object], flag: str) -> None:
+    path = given.get(flag)
+    if isinstance(path, Path) and not path.is_file():
+        raise ConfigError(f"{flag} file not found: {path.resolve()}")
 
 
 def warned(context: click.Context, settings: Settings) -> Settings:

@@ -1,109 +1,99 @@
-"""`ringserve start` and `stop`, with TorchServe's flags (contract section 7.1).
+"""`ringserve start`, `stop` and `restart`, with TorchServe's flags (contract section 7.1).
 
 Exit codes: 0 done; 1 could not be done, and stderr says why; 2 wrong usage.
 """
 
+import contextlib
 import os
 import select
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import click
+import psutil
 
 from ringserve.protocol.errors import RingServeError
-from ringserve.server.instance import AlreadyRunning, log_to_stderr, run_server, running_pid, stop_server
-from ringserve.server.settings import (
-    MODEL_CONTROL_MODES,
-    ConfigError,
-    Settings,
-    check,
-    read_config_file,
-    with_repository,
-)
+from ringserve.server.handover import NotHandedOver
+from ringserve.server.init_process import become_init
+from ringserve.server.instance import log_to_stderr, run_server, started_how, stop_server, take_over
+from ringserve.server.pid_file import MODULE, AlreadyRunning, PidFileError, pid_file, running_pid
+from ringserve.server.settings import ConfigError, Settings, check
+from ringserve.tools.cli.flags import check_files, check_more_files, settings_flags, settings_of, told, warned
 
 START_S_MAX = 180.0
+# A new instance takes over when its models have loaded, which is theirs to say.
+RESTART_S_MAX = 3600.0
 LOG_TAIL_LINES = 15
+# Of one start only, not of those that repeat it.
+_OF_ONE_START = ("--foreground", "--start", "--as-before")
+_HIDDEN = ("--ready-fd=", "--take-over=")
+
+
+class NotStarted(Exception):
+    """The server did not start; the message says why, with the end of its log."""
 
 
 @click.command()
-@click.option("--model-store", type=click.Path(path_type=Path), help="Folder of model archives.")
-@click.option(
-    "--model-repository",
-    type=click.Path(path_type=Path),
-    help="Folder of models to serve and watch; by default model_repository, where neither folder is named.",
-)
-@click.option(
-    "--model-control-mode",
-    type=click.Choice(MODEL_CONTROL_MODES[1:]),
-    help="watch: serve what lies in the folder as it comes and goes; poll: the same without reports of the file system; "
-    "explicit: only what the management API registers; none: only --models.",
-)
-@click.option("--repository-poll-s", type=click.IntRange(min=1), help="Seconds between two looks of `poll`.")
-@click.option("--models", multiple=True, help="`all`, or `name=location` or `location`, one or more.")
-@click.option("--ts-config", type=click.Path(path_type=Path), help="A config.properties.")
-@click.option(
-    "--frontends", type=click.IntRange(min=1), help="Front-end processes; by default as the processors allow."
-)
+@settings_flags
 @click.option("--foreground", is_flag=True, help="Stay until stopped.")
-@click.option("--no-config-snapshots", "--ncs", is_flag=True, help="Neither write nor restore snapshots.")
-@click.option("--enable-model-api", is_flag=True, help="Allow registering and unregistering over the management API.")
-@click.option("--disable-token-auth", "--dt", is_flag=True, help="Serve without tokens.")
 @click.option("--ready-fd", type=int, hidden=True)
-@click.argument("more_models", nargs=-1)
+@click.option("--take-over", "running", type=int, hidden=True)
+@click.option("--as-before", is_flag=True, hidden=True)
+@click.pass_context
 def start(
-    model_store: Path | None,
-    model_repository: Path | None,
-    model_control_mode: str | None,
-    repository_poll_s: int | None,
-    models: tuple[str, ...],
-    ts_config: Path | None,
-    frontends: int | None,
+    context: click.Context,
+    /,
     foreground: bool,
-    no_config_snapshots: bool,
-    enable_model_api: bool,
-    disable_token_auth: bool,
     ready_fd: int | None,
-    more_models: tuple[str, ...],
+    running: int | None,
+    as_before: bool,
+    **flags: object,
 ) -> None:
     """Start the server, in the background unless told otherwise; returns when it listens."""
-    named = [entry for words in (*models, *more_models) for entry in words.split(",") if entry]
-    if more_models and not models:
-        raise click.UsageError(f"Got unexpected arguments: {' '.join(more_models)}")
-    if model_store and model_repository:
-        raise click.UsageError("--model-store and --model-repository name the same folder: expected one of them.")
-    config = Path(os.environ["TS_CONFIG_FILE"]) if os.environ.get("TS_CONFIG_FILE") else ts_config
     try:
-        settings = read_config_file(config, os.environ) if config else Settings()
-        settings = replace(
-            settings,
-            model_store=model_store or settings.model_store,
-            models=tuple(named) or settings.models,
-            frontends=frontends or settings.frontends,
-            enable_model_api=enable_model_api or settings.enable_model_api,
-            disable_token_authorization=disable_token_auth or settings.disable_token_authorization,
-            snapshots=settings.snapshots and not no_config_snapshots,
-            model_control_mode=model_control_mode or settings.model_control_mode,
-            repository_poll_s=repository_poll_s or settings.repository_poll_s,
-        )
-        settings = with_repository(settings, model_repository)
-        check(settings)
+        settings = checked_settings(context)
         if foreground:
-            _serve(settings, ready_fd)
+            serve(settings, ready_fd, running, as_before=as_before)
         else:
-            _start_in_background(sys.argv[1:], Path(os.environ.get("LOG_LOCATION") or "logs"))
-    except (ConfigError, AlreadyRunning, RingServeError) as error:
-        _fail(str(error))
+            other = running_pid()
+            if other is not None:
+                raise AlreadyRunning(other)
+            pid, log_path = start_in_background(start_words(sys.argv[1:]), settings.log_location)
+            click.echo(f"RingServe is running, pid {pid}, log in {log_path}.")
+    except (ConfigError, AlreadyRunning, PidFileError, RingServeError, NotStarted) as error:
+        fail(str(error))
 
 
-def _fail(message: str) -> None:
+def checked_settings(context: click.Context) -> Settings:
+    """What the command line comes to. Raises `ConfigError`."""
+    check_files(context)
+    settings = settings_of(context)
+    check(settings)
+    check_more_files(context)
+    return warned(context, settings)
+
+
+def fail(message: str) -> None:
+    """The end of a command that could not do its work."""
     click.echo(message, err=True)
     sys.exit(1)
 
 
-def _serve(settings: Settings, ready_fd: int | None) -> None:
+def start_words(arguments: Sequence[str]) -> list[str]:
+    """The command line that starts the same server again, of either kind."""
+    words = [word for word in arguments if word not in _OF_ONE_START and not word.startswith(_HIDDEN)]
+    return words if words[:1] == ["start"] else ["start", *words]
+
+
+def serve(
+    settings: Settings, ready_fd: int | None = None, running: int | None = None, *, as_before: bool = False
+) -> None:
+    """Be the server, until it is told to stop. Raises what `run_server` does."""
+    if os.getpid() == 1:
+        become_init(str(pid_file()))
     log_to_stderr()
 
     def started() -> None:
@@ -114,44 +104,66 @@ def _serve(settings: Settings, ready_fd: int | None) -> None:
 
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
-    run_server(settings, started)
+    words = start_words(sys.argv[1:])
+    if running is None:
+        run_server(settings, started, words)
+    else:
+        take_over(settings, started, words, running, as_before=as_before)
 
 
-def _start_in_background(arguments: Sequence[str], log_dir: Path) -> None:
-    """Start ourselves in the foreground of a new session; return when it listens, or say why it does not."""
-    other = running_pid()
-    if other is not None:
-        raise AlreadyRunning(other)
-    log_dir.mkdir(parents=True, exist_ok=True)
-    log_path = log_dir / "ringserve.log"
+def start_in_background(
+    words: Sequence[str],
+    log_location: Path | None,
+    *,
+    patience_s: float = START_S_MAX,
+    folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[int, Path | None]:
+    """Start the server in the foreground of a new session, its log in that folder, or where our own output goes; its pid and its log
+    when it listens. Raises `NotStarted`."""
+    log_path = None if log_location is None else (folder or Path.cwd()) / log_location / "ringserve.log"
     ready_read, ready_write = os.pipe()
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "ringserve.tools.cli.main",
-                *arguments,
-                "--foreground",
-                f"--ready-fd={ready_write}",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(ready_write,),
-            start_new_session=True,
-        )
-    os.close(ready_write)
+    command = [sys.executable, "-P", "-m", MODULE, *words, "--foreground", f"--ready-fd={ready_write}"]
+    try:
+        with _opened(log_path) as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(ready_write,),
+                start_new_session=True,
+                cwd=folder,
+                env=None if environ is None else dict(environ),
+            )
+    except OSError as error:
+        os.close(ready_read)
+        raise NotStarted(f"RingServe cannot be started: {error}.") from None
+    finally:
+        os.close(ready_write)
     # The pipe closes when the listeners are up, and also when the process ends.
-    readable, _, _ = select.select([ready_read], [], [], START_S_MAX)
+    readable, _, _ = select.select([ready_read], [], [], patience_s)
     os.close(ready_read)
+    see = "" if log_path is None else f", see {_shown(log_path)}"
     if not readable:
-        _fail(f"RingServe (pid {process.pid}) has not started listening within {START_S_MAX:.0f} s, see {log_path}.")
+        raise NotStarted(f"RingServe (pid {process.pid}) has not started listening within {patience_s:.0f} s{see}.")
     if _exited(process):
-        lines = log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        _fail("\n".join([*lines, f"RingServe did not start (exit code {process.returncode}), see {log_path}."]))
-    click.echo(f"RingServe is running, pid {process.pid}, log in {log_path}.")
+        lines = [] if log_path is None else log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        said = f"RingServe did not start (exit code {process.returncode}){see}."
+        raise NotStarted("\n".join([*lines, said]))
+    return process.pid, None if log_path is None else _shown(log_path)
+
+
+def _opened(log_path: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+    """Raises `OSError`."""
+    if log_path is None:
+        return contextlib.nullcontext()
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    return log_path.open("ab")
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _exited(process: "subprocess.Popen[bytes]") -> bool:
@@ -171,7 +183,38 @@ def stop(foreground: bool) -> None:
     """Stop the server and wait until it is stopped."""
     try:
         pid = stop_server()
-    except (TimeoutError, PermissionError) as error:
-        _fail(str(error))
-        return
-    click.echo("RingServe is not currently running." if pid is None else "RingServe has stopped.")
+    except (TimeoutError, PermissionError, PidFileError) as error:
+        fail(str(error))
+    except ProcessLookupError:
+        click.echo("RingServe already stopped.")
+    else:
+        click.echo("RingServe is not currently running." if pid is None else "RingServe has stopped.")
+
+
+@click.command()
+@settings_flags
+@click.pass_context
+def restart(context: click.Context, /, **flags: object) -> None:
+    """Start a new instance that takes over from the running one, without a request lost. Without flags it is started as the running
+    one was, in its folder and environment; with flags, as `start` would. When it cannot start, the running one goes on."""
+    try:
+        pid = running_pid()
+        if pid is None:
+            fail("RingServe is not currently running.")
+            return
+        how = started_how(pid)
+        log_location, folder, environ = Path(how.log_location), Path(how.folder), None
+        if told(context):
+            settings = checked_settings(context)
+            log_location, folder = settings.log_location, Path.cwd()
+            words = start_words(sys.argv[2:])
+        else:
+            words, environ = [*how.words, "--as-before"], psutil.Process(pid).environ()
+        new, log_path = start_in_background(
+            [*words, f"--take-over={pid}"], log_location, patience_s=RESTART_S_MAX, folder=folder, environ=environ
+        )
+        click.echo(f"RingServe is running, pid {new}, log in {log_path}. It has taken over from pid {pid}.")
+    except (ConfigError, PidFileError, NotHandedOver, NotStarted) as error:
+        fail(str(error))
+    except psutil.Error as error:
+        fail(f"The running instance has ended meanwhile: {error}.")

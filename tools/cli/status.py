@@ -5,10 +5,8 @@ socket file, so it needs neither a port nor a token.
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +15,8 @@ import orjson
 import psutil
 
 from ringserve.server.admin_socket import SOCKET_NAME, short_path
-from ringserve.server.instance import running_pid
+from ringserve.server.host import work_dirs
+from ringserve.server.pid_file import PidFileError, running_pid
 
 NOT_RUNNING = 3
 # Together the most that a server which does not answer can take.
@@ -33,7 +32,11 @@ class NoAnswer(Exception):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
     """Say whether the server runs, and what it serves; exit code 0 when it runs, 3 when it does not."""
-    pid = running_pid()
+    try:
+        pid = running_pid()
+    except PidFileError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
     vitals = None if pid is None else _vitals(pid)
     if pid is None or vitals is None:
         click.echo('{"running": false}' if as_json else "RingServe is not currently running.")
@@ -65,7 +68,7 @@ def _vitals(pid: int) -> tuple[float, int] | None:
 def ask(pid: int, path: str) -> dict[str, Any]:
     """What the server answers to a GET. Raises `NoAnswer`."""
     try:
-        found = _sockets(Path(tempfile.gettempdir()), pid, psutil.Process(pid).uids().effective)
+        found = [folder / SOCKET_NAME for folder in work_dirs(pid) if (folder / SOCKET_NAME).exists()]
     except psutil.NoSuchProcess:
         found = []
     if not found:
@@ -85,19 +88,21 @@ def ask(pid: int, path: str) -> dict[str, Any]:
     return answer
 
 
-def _sockets(folder: Path, pid: int, owner: int) -> list[Path]:
-    """The server's. In a folder that everybody may write to, somebody else may have made one of its name."""
-    found = sorted(folder.glob(f"ringserve-{pid}-*/{SOCKET_NAME}"))
-    return [path for path in found if path.parent.lstat().st_uid == owner]
-
-
 def describe(served: Mapping[str, Any]) -> list[str]:
     """The lines for people: a table of versions, then what is not well with them, and the files that are not served."""
     rows = [_row(each) for each in served["models"]]
     lines = table([HEADINGS, *rows]) if rows else ["No models are registered."]
     failures = [_failure(each) for each in served["models"] if each.get("reason")]
     files = [_file(each) for each in served["repository"]]
-    return [*lines, *_under("Failing:", failures), *_under("Not served:", files)]
+    lost = [_plain(f"{each['model']} {each['version']}: {each['reason']}") for each in served.get("notRestored", ())]
+    trouble = [_plain(served["snapshots"])] if served.get("snapshots") else []
+    return [
+        *lines,
+        *_under("Failing:", failures),
+        *_under("Not served:", files),
+        *_under("Not restored:", lost),
+        *_under("Snapshots:", trouble),
+    ]
 
 
 def _under(heading: str, lines: Sequence[str]) -> list[str]:

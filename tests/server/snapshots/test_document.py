@@ -212,6 +212,15 @@ def test_numbers_are_taken_as_torchserves_parser_takes_them(number: object) -> N
     assert record.batch_size == 4
 
 
+@pytest.mark.parametrize(("count", "restored"), [(0, 0), (-1, 0), (1, 1), (7, 1), (None, 1), ("none", 1), (False, 1)])
+def test_a_count_of_none_restores_none_as_in_torchserve(
+    count: object, restored: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = orjson.dumps({"modelCount": count, "models": {"digits": {"1.0": {"marName": "digits.mar"}}}}).decode()
+    assert len(parse_state(text).records) == restored
+    assert ("modelCount says" in caplog.text) == (restored == 0)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

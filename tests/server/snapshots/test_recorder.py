@@ -160,3 +160,15 @@ def test_without_snapshots_nothing_is_written_and_nothing_handed_on() -> None:
         await stage.recorder.stop()
 
     assert play(scenario, snapshots=False).store.written == []
+
+
+def test_who_has_been_taken_over_from_writes_nothing_more() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.recorder.start()
+        stage.recorder.note()
+        stage.recorder.retire()
+        await stage.recorder.record()
+        stage.recorder.note()
+        await stage.recorder.stop()
+
+    assert play(scenario).store.kinds == ["startup"]

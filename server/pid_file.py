@@ -1,0 +1,150 @@
+"""The PID file: one server per temporary folder, found by whoever runs there (contract section 7.1).
+
+It holds a pid and nothing else, as TorchServe's does, so what it says is checked: the process must live and be a server.
+"""
+
+import contextlib
+import logging
+import os
+import pwd
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+logger = logging.getLogger("ringserve")
+
+PID_FILE_NAME = ".model_server.pid"  # TorchServe's, so that scripts find it
+BYTES_MAX = 64
+MODULE = "ringserve.tools.cli.main"
+# TorchServe's own command line starts a server when it says nothing else, so what does not is told apart.
+_OTHER_COMMANDS = frozenset(("stop", "restart", "status", "archive", "config", "snapshot"))
+_OTHER_FLAGS = frozenset(("--stop", "--version", "-v", "--help"))
+
+
+class AlreadyRunning(Exception):
+    """Another server holds the PID file."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"RingServe is already running (pid {pid}), please use ringserve stop to stop it.")
+        self.pid = pid
+
+
+class PidFileError(Exception):
+    """The PID file cannot be read, removed or written; the message says why and what to do."""
+
+
+def pid_file() -> Path:
+    """In the temporary folder, which TMPDIR moves."""
+    return Path(tempfile.gettempdir()) / PID_FILE_NAME
+
+
+def running_pid() -> int | None:
+    """The server that the PID file names, if it is one and lives. A file that names anything else is stale and removed. Raises
+    `PidFileError`."""
+    path = pid_file()
+    try:
+        pid = _read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(path, "read", error) from None
+    if pid is not None and is_server(pid):
+        return pid
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unusable(path, "removed (it names no server that runs)", error) from None
+    # TorchServe is silent where the pid is another program's by now.
+    logger.log(
+        logging.INFO if pid is not None and psutil.pid_exists(pid) else logging.WARNING, "Removing orphan pid file."
+    )
+    return None
+
+
+def _read(path: Path) -> int | None:
+    """None where no pid stands in it."""
+    with path.open("rb") as file:
+        text = file.read(BYTES_MAX).strip()
+    return int(text) if text.isdigit() and 0 < int(text) < 2**31 else None
+
+
+def _unusable(path: Path, what: str, error: OSError) -> PidFileError:
+    owner = ""
+    with contextlib.suppress(OSError, KeyError):
+        uid = path.lstat().st_uid
+        if uid != os.geteuid():
+            owner = f" It belongs to another user ({pwd.getpwuid(uid).pw_name}): choose a folder of your own by TMPDIR."
+    return PidFileError(f"PID file {path} cannot be {what}: {error.strerror or error}.{owner}")
+
+
+def is_server(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        words = process.cmdline()
+        return process.status() != psutil.STATUS_ZOMBIE and is_server_command(words)
+    except psutil.Error:
+        return False
+
+
+def is_server_command(words: list[str]) -> bool:
+    """Whether a process with this command line is a server: ours by name, and starting one."""
+    for at, word in enumerate(words[:8]):
+        if Path(word).name in ("ringserve", "torchserve") or word == MODULE:
+            return _OTHER_COMMANDS.isdisjoint(words[at + 1 : at + 2]) and _OTHER_FLAGS.isdisjoint(words[at + 1 :])
+    return False
+
+
+@contextlib.contextmanager
+def holding_pid_file() -> Iterator[None]:
+    """Ours from here on. Raises `AlreadyRunning`, or `PidFileError`."""
+    path = pid_file()
+    with _written() as written:
+        while True:
+            other = running_pid()
+            if other == os.getpid():
+                # In a container that is started again, the server before had our pid.
+                path.unlink(missing_ok=True)
+            elif other is not None:
+                raise AlreadyRunning(other)
+            try:
+                os.link(written, path)
+                break
+            except FileExistsError:
+                continue  # somebody started in between, or the stale one is going
+            except OSError as error:
+                raise _unusable(path, "written", error) from None
+    try:
+        yield
+    finally:
+        release_pid_file()
+
+
+def take_pid_file() -> None:
+    """From the instance whose sockets this one has taken over."""
+    with _written() as written:
+        os.rename(written, pid_file())
+
+
+def release_pid_file() -> None:
+    """Unless it names another one by now."""
+    path = pid_file()
+    with contextlib.suppress(OSError):
+        if _read(path) == os.getpid():
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[Path]:
+    """A file with our pid, to appear with its content: an empty one would look stale to a server that starts at the same moment."""
+    path = pid_file()
+    written = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        written.write_text(str(os.getpid()))
+    except OSError as error:
+        raise _unusable(written, "written", error) from None
+    try:
+        yield written
+    finally:
+        written.unlink(missing_ok=True)

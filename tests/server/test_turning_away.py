@@ -1,0 +1,33 @@
+"""A listening socket that lets nobody in any more, so that it can be emptied before it is closed."""
+
+import socket
+from pathlib import Path
+
+from ringserve.server.acceptor import turn_away
+
+
+def test_who_has_connected_is_accepted_and_heard_and_nobody_else_gets_in() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as late:
+        with socket.create_connection(listening.getsockname()) as early:
+            assert turn_away(listening)
+            early.sendall(b"asked")
+            accepted, _ = listening.accept()
+            with accepted:
+                assert accepted.recv(5) == b"asked"
+                accepted.sendall(b"answered")
+                assert early.recv(8) == b"answered"
+        late.setblocking(False)
+        late.connect_ex(listening.getsockname())
+        listening.setblocking(False)
+        try:
+            accepted, _ = listening.accept()
+        except BlockingIOError:
+            return
+        accepted.close()
+        raise AssertionError("somebody got in")
+
+
+def test_a_socket_with_a_path_cannot_be_told_so(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        assert not turn_away(listening)
