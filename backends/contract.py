@@ -28,7 +28,7 @@ class LoadedModel:
 
     `device` is "cpu" or "cuda:<n>"; `gpu_id` is that n, or None on the CPU. `handler` is the manifest's entry point
     (`module[:function]`); `config` is the parsed model-config.yaml ({} without one), and `signature` the inputs and outputs
-    it declares.
+    it declares. `metrics` are those that are registered for handlers: type, name, unit and the names of the dimensions.
     """
 
     name: str
@@ -44,6 +44,7 @@ class LoadedModel:
     limit_max_image_pixels: bool = True
     server_version: str = "0.0.0"
     signature: Signature = field(default_factory=Signature)
+    metrics: Sequence[tuple[str, str, str, Sequence[str]]] = ()
 
 
 class InputPart(NamedTuple):

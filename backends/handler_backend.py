@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import time
 from typing import Any
 
 from ringserve.backends import ts_import
@@ -13,6 +14,7 @@ from ringserve.backends.replies import encode_reply
 from ringserve.backends.streaming import drained
 from ringserve.backends.ts.context import Context, RequestProcessor
 from ringserve.backends.ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ringserve.backends.ts.metrics.metric_type_enum import MetricTypes
 from ringserve.backends.ts.utils.util import PredictionException
 from ringserve.protocol.errors import PredictionFailed, RingServeError
 from ringserve.protocol.tensor import Signature
@@ -63,10 +65,12 @@ class HandlerBackend:
         processors = [RequestProcessor(handler_headers(request)) for request in requests]
         context.begin_batch([request.request_id for request in requests], processors, batch.control)
         data = [handler_inputs(request, decode) for request in requests]
+        began_s = time.perf_counter()
         answers = self._answers(handle, data, context, batch.is_retry)
         if not isinstance(answers, list):
             raise ContractBroken("Invalid model predict output")
         check_count(batch.rows, len(answers))
+        context.metrics.add_time("PredictionTime", round((time.perf_counter() - began_s) * 1000, 2))
         return answers, processors
 
     @staticmethod
@@ -87,7 +91,10 @@ class HandlerBackend:
 
 def make_context(model: LoadedModel) -> Context:
     """The context that lives as long as the worker."""
-    metrics = MetricsCacheYamlImpl(model.name)
+    metrics = MetricsCacheYamlImpl()
+    metrics.model_name = model.name
+    for kind, name, unit, dimensions in model.metrics:
+        metrics.add_metric_to_cache(name, unit, dimensions, MetricTypes(kind))
     return Context(
         model.name,
         str(model.model_dir),

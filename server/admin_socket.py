@@ -24,6 +24,11 @@ def short_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+def is_private(name: object) -> bool:
+    """Whether a socket of that name is one of ours: nobody else names one by a descriptor."""
+    return isinstance(name, str) and name.startswith("/proc/self/fd/") and name.endswith(f"/{SOCKET_NAME}")
+
+
 def listen_privately(path: Path, backlog: int) -> socket.socket:
     """A listening socket that only its owner can reach. Raises `OSError`."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

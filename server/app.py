@@ -31,7 +31,9 @@ from ringserve.protocol.errors import (
     RingServeError,
 )
 from ringserve.server.acceptor import Connect
+from ringserve.server.admin_socket import is_private
 from ringserve.server.landing import too_large_text
+from ringserve.server.logs.access import AccessLog
 from ringserve.server.wire import FIXED_HEADERS, error_body, error_headers, json_text, request_id
 
 logger = logging.getLogger("ringserve.http")
@@ -40,6 +42,7 @@ App = Sanic[Any, Any]
 # One of Sanic's protocols, or what makes one with a layer below it; by name: loop, app, connections.
 MakeProtocol = Callable[..., asyncio.BaseProtocol]
 HttpServer = AsyncioServer
+PlainHttp = HttpProtocol
 Listener = AsyncioServer | asyncio.AbstractServer
 
 logging.getLogger("sanic.root").setLevel(logging.WARNING)  # its banner says nothing about this server
@@ -112,16 +115,20 @@ def _check_head(head: bytes, headers: Header) -> None:
 
 
 class SizedRequest(Request):
-    """A request that is not told to continue with a body which is going to be refused."""
+    """A request that is not told to continue with a body which is going to be refused, and knows since when it is here."""
 
-    __slots__ = ()
+    __slots__ = ("arrived_s", "request_id")
 
     def __init__(self, url_bytes: bytes, *args: Any, **more: Any) -> None:
+        self.arrived_s = monotonic()
+        self.request_id = ""  # that it is answered with, where it is known before the response
         # The one that Sanic makes up to answer a head it could not read must not fail as the head did.
         made_up = more.get("method") == HEAD_NOT_PARSED
         if not made_up:
             _check_head(more["head"], more["headers"])
         super().__init__(b"*" if made_up else url_bytes, *args, **more)
+        if self._parsed_url.path is None:  # `http://host`, which Sanic fails on at every later look
+            raise SanicBadRequest("Bad target")
 
     def take_body(self) -> bool:
         """Make `body` of what has arrived, when all of it has: most bodies come with their head. False when the rest is to
@@ -160,6 +167,8 @@ def _response(
         stream.keep_alive = False  # TorchServe closes the connection then
         if stream.expecting_continue:  # it is not told to, so no body comes
             stream.expecting_continue, stream.request_body = False, None
+    if request.app.ctx.responses is not None:
+        request.app.ctx.responses.count(status)
     headers = {"x-request-id": request_id(request.headers.getone("x-request-id", None)), **FIXED_HEADERS, **more}
     return PlainResponse(body, status, headers, content_type)
 
@@ -186,6 +195,7 @@ def make_app(name: str, request_bytes_max: int, header_timeout_s: int = REQUEST_
     """An app without routes."""
     errors = TorchServeErrors(request_bytes_max)
     app: App = Sanic(name, configure_logging=False, error_handler=errors, request_class=SizedRequest)
+    app.ctx.responses = None  # where its responses are counted (metrics/meter.py), if they are
     app.config.ACCESS_LOG = False
     app.config.REQUEST_BUFFER_SIZE = BUFFER_BYTES
     app.config.REQUEST_MAX_SIZE = request_bytes_max
@@ -193,6 +203,21 @@ def make_app(name: str, request_bytes_max: int, header_timeout_s: int = REQUEST_
     app.config.KEEP_ALIVE_TIMEOUT = IDLE_S_MAX
     app.config.RESPONSE_TIMEOUT = RESPONSE_S_MAX
     return app
+
+
+def log_access(app: App, access: AccessLog) -> None:
+    """Have every request that the app answers in the access log, but those of our own that come by the private socket: a front end
+    that passes one on logs it, with the address of the client."""
+
+    async def answered(request: Any, response: Any) -> None:
+        came = request.conn_info
+        if request.method == HEAD_NOT_PARSED or came is None or is_private(came.sockname):
+            return
+        took_ns = round((monotonic() - request.arrived_s) * 1e9)
+        rid = response.headers.get("x-request-id", "")
+        access.add(came.peername, request.method, request.raw_url.decode("latin-1"), response.status, took_ns, rid)
+
+    app.register_middleware(answered, "response")
 
 
 async def start_serving(
@@ -214,6 +239,12 @@ async def start_serving(
     if accepting:
         await server.start_serving()
     return server
+
+
+async def prepare(app: App) -> None:
+    """Of an app that is not the first one of its process, before it is served."""
+    app.config.TOUCHUP = False  # Sanic rewrites its protocol's methods once, and fails to a second time
+    await app._startup()
 
 
 async def serve_also(

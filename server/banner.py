@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from ringserve.server.configuration.sources import without_credentials
 from ringserve.server.settings import Settings
 
 TORCHSERVE_VERSION = "0.12.0"  # whose command line, files and APIs these are
@@ -30,7 +31,7 @@ def banner(settings: Settings, gpus: int) -> str:
         "Metrics address": settings.metrics_address,
         "Model Store": _absolute(settings.model_store),
         "Model control mode": settings.model_control_mode,
-        "Initial Models": ",".join(settings.models),
+        "Initial Models": without_credentials(",".join(settings.models)),
         "Log dir": _absolute(settings.log_location),
         "Metrics dir": _absolute(settings.metrics_location),
         "Default workers per model": settings.default_workers_per_model,
@@ -41,7 +42,7 @@ def banner(settings: Settings, gpus: int) -> str:
         "Allowed Urls": list(settings.allowed_urls),
         "Custom python dependency for model allowed": settings.install_py_dep_per_model,
         "Enable metrics API": settings.enable_metrics_api,
-        "Metrics mode": settings.metrics_mode,
+        "Metrics mode": settings.metrics_mode.upper(),
         "Disable system metrics": settings.disable_system_metrics,
         "Model config": orjson.dumps(settings.model_defaults).decode() if settings.model_defaults else None,
         "Model API enabled": settings.enable_model_api,

@@ -18,6 +18,7 @@ import msgspec
 
 from ringserve.protocol.payload import ErrorRecord
 from ringserve.protocol.tensor import Signature
+from ringserve.server.metrics.listing import Emitted, MetricPlan
 from ringserve.server.repository.sections import Sample
 from ringserve.shm.layout import LaneShape
 
@@ -43,8 +44,8 @@ class ServeHttp(Message, frozen=True):
     """The first message to a front end, which is number `index`. Descriptors: the listening inference socket and, when there are
     several front ends, the page in which they count their connections. A request's head must be complete within
     the header timeout, its body within the body timeout and what its size adds; a client that reads nothing of its answer for
-    the write timeout is cut off. With an `admin_socket`, what is management's is passed on to that. With `tokens`, nobody is let in
-    before `Keys` have come. `cors` are headers of every response."""
+    the write timeout is cut off. What of `management` and `metrics` is `passed_on` goes to the `admin_socket`. With `tokens`, nobody is let in
+    before `Keys` have come. `cors` are headers of every response. Each is a line of the file `access_log`, where there is one."""
 
     request_bytes_max: int
     server_version: str
@@ -54,8 +55,11 @@ class ServeHttp(Message, frozen=True):
     front_ends: int
     index: int = 0
     admin_socket: str = ""
+    passed_on: tuple[str, ...] = ()
     tokens: bool = False
     cors: dict[str, str] = {}
+    access_log: str = ""
+    log_format: str = "text"
 
 
 class Credential(msgspec.Struct, frozen=True, array_like=True):
@@ -133,6 +137,14 @@ class ShareQueue(Message, frozen=True):
     own: int
 
 
+class ShareCounters(Message, frozen=True):
+    """Count what there is to count of version `key` as number `own` of the front ends; comes before the routes that tell of the
+    version. Key 0: of HTTP. Descriptor: the page of counters."""
+
+    key: int
+    own: int
+
+
 class OpenLane(Message, frozen=True):
     """Descriptor: the lane's segment."""
 
@@ -175,6 +187,12 @@ class AskQueues(Message, frozen=True):
 
     token: int
     keys: tuple[int, ...] = ()
+
+
+class AskCounters(Message, frozen=True):
+    """Put everything measured so far into the counters; answered with `Counted`."""
+
+    token: int
 
 
 class Drain(Message, frozen=True):
@@ -233,6 +251,10 @@ class Queues(Message, frozen=True):
     loads: dict[int, Load] = {}
 
 
+class Counted(Message, frozen=True):
+    token: int
+
+
 # ---- supervisor → worker
 
 
@@ -256,6 +278,7 @@ class LoadModel(Message, frozen=True):
     gpu_id: int | None = None
     warmup: tuple[Sample, ...] = ()
     max_requests: int = 0
+    metrics: MetricPlan = MetricPlan()
 
 
 class LinkLane(Message, frozen=True):
@@ -326,23 +349,25 @@ class BuildEnvironment(Message, frozen=True):
     own_pip: bool
 
 
-FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues
+FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues | Counted
 ToFrontEnd = (
     ServeHttp
     | Keys
     | UseCertificate
     | Routes
     | ShareQueue
+    | ShareCounters
     | OpenLane
     | AttachWorker
     | DetachWorker
     | WorkerGone
     | CloseLane
     | AskQueues
+    | AskCounters
     | Drain
 )
 ToWorker = LoadModel | LinkLane | AskDescription | StopWorker
-WorkerMessage = Loaded | AtWork | Answered | Worn | Description | LoadFailed
+WorkerMessage = Loaded | AtWork | Answered | Worn | Emitted | Description | LoadFailed
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -367,7 +392,7 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> None:
+    def send(self, message: Message | Emitted, fds: Sequence[int] = (), *, wait: bool = True) -> None:
         """Send and go on; the caller keeps its descriptors. When the other end is a whole buffer of messages behind, wait
         for it, or raise `ControlFull`. Raises `ControlClosed`."""
         assert len(fds) < FDS_MAX

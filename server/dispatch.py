@@ -29,10 +29,11 @@ from ringserve.server.control import Load
 from ringserve.server.deadlines import Deadlines
 from ringserve.server.delivery import Delivery
 from ringserve.server.drain_rate import RETRY_S_MAX, RETRY_S_MIN, DrainRate
-from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending, least_loaded
+from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending, has_begun, least_loaded
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
 from ringserve.server.limits import Limits
-from ringserve.server.load import load_of
+from ringserve.server.load import SlabUse, load_of, slab_use
+from ringserve.server.metrics.meter import Meter
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
 from ringserve.server.slab_queue import SlabQueue
 from ringserve.shm.faults import reach
@@ -60,6 +61,7 @@ class Dispatcher:
         self.limits = limits
         self.admission = Admission(limits.queue_size)
         self.arrivals = Arrivals(self._notice_idle)
+        self.meter: Meter | None = None
         self.mismatched_replies = 0
         self.on_stuck: Callable[[str], None] = lambda worker_id: None
         self._loop = asyncio.get_running_loop()
@@ -91,6 +93,10 @@ class Dispatcher:
     @property
     def load(self) -> Load:
         return load_of(self._queue, self._links.values(), self.waiting, self._drain)
+
+    @property
+    def slab_use(self) -> SlabUse:
+        return slab_use(self._queue, self._links.values())
 
     def submit(self, request: InferRequest, spool: Spool | None = None) -> Pending:
         """Queue a request, whose body may be in a spool. Raises `NoWorker`, `QueueFull`, `BadRequest`; the future may raise any
@@ -182,20 +188,10 @@ class Dispatcher:
     def _expire(self, pending: Pending) -> None:
         """One of its deadlines has passed."""
         now_ns = time.monotonic_ns()
-        if not 0 < pending.deadline_ns <= now_ns and self._has_begun(pending):
+        if not 0 < pending.deadline_ns <= now_ns and has_begun(self._links.values(), pending):
             return  # it did not wait too long
         self._forsaken(pending)
         pending.fail(DeadlineExceeded("The request was not answered in time."))
-
-    def _has_begun(self, pending: Pending) -> bool:
-        if pending.state is not SENT:
-            return False
-        return any(
-            state.has_begun(batch)
-            for state in self._links.values()
-            for batch in state.outstanding
-            if batch.holds(pending)
-        )
 
     def _forsaken(self, pending: Pending) -> None:
         """Nobody waits for it any more."""
@@ -276,13 +272,6 @@ class Dispatcher:
             for batch in state.outstanding:
                 batch.fail(error)
 
-    def describe_memory(self) -> str:
-        """One line: where the slabs are."""
-        free, total = self._queue.counts()
-        fills = {id(batch.fill) for state in self._links.values() for batch in state.outstanding}
-        held = max(0, total - free - len(fills) - self._queue.lined_up())
-        return f"dispatcher {self.label}: free slabs {free} of {total}, waiting {self.waiting}, held {held}"
-
     # ---- to the workers
 
     def _pump_soon(self) -> None:
@@ -322,7 +311,7 @@ class Dispatcher:
 
     def _send(self, batch: Batch, state: LinkState) -> None:
         link, fill = state.link, batch.fill
-        batch.sequence = state.pushed
+        batch.sequence, batch.sent_s = state.pushed, time.monotonic()
         try:
             if fill.parcels:
                 for pending in batch.rows:
@@ -424,11 +413,17 @@ class Dispatcher:
         began_ns, state.since_ns = state.since_ns, time.monotonic_ns()
         state.reported_stuck = False
         self._drain.answered(batch.count, state.since_ns - began_ns)
+        if self.meter is not None and entry.ended_ns:
+            batch.times = self.meter.batch(
+                batch.sent_s, entry.began_ns, entry.ended_ns, state.since_ns, batch.count
+            )
         try:
             if failure is not None:
                 batch.fail(failure)
             elif mismatched := self._delivery.deliver(batch, overflow):
                 self.mismatched_replies += mismatched
+                if self.meter is not None:
+                    self.meter.mismatched += mismatched
                 logger.error("%d answers of worker %s belong to no request of its batch", mismatched, state.worker_id)
         except Exception as error:
             logger.exception("an answer of %s could not be delivered", self.label)

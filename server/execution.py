@@ -54,11 +54,13 @@ class Execution:
         self._output_names = [spec.name for spec in signature.outputs]
         self._response_bytes_max = response_bytes_max
         self._retry_s_max = retry_s_max
+        self.began_ns = self.ended_ns = 0  # of the last batch, with all its attempts; 0: nobody wanted any of its rows
 
     def run(self, slab: Slab, command: Command, chunks: Chunks, receive_parcel: ReceiveParcel) -> Segment | None:
         """Answer every row of the batch, in the slab and in the returned overflow parcel. Raises `ShmError` when the memory
         does not hold what the command says."""
         control = RunningBatch(slab, command, chunks, self._response_bytes_max, typed=self._typed)
+        self.began_ns = self.ended_ns = 0
         if self._typed:
             return self._run_typed(slab, command, control)
         return self._run_bytes(slab, command, control, receive_parcel)
@@ -162,6 +164,8 @@ class Execution:
 
     def _execute(self, batch: Batch) -> RingServeError | None:
         """An exception becomes the error that the rows are answered with."""
+        if not batch.is_retry:
+            self.began_ns = time.monotonic_ns()
         try:
             self._backend.execute(batch)
             reach("batch-executed")
@@ -178,6 +182,8 @@ class Execution:
             if not batch.is_retry:
                 logger.exception("the model raised")
             return PredictionFailed("Prediction failed")
+        finally:
+            self.ended_ns = time.monotonic_ns()
         return None
 
     def _isolated(

@@ -26,9 +26,11 @@ from ringserve.server.app import UNUSED_S_MIN
 from ringserve.server.budget import describe_lane, lane_budget, lane_shape
 from ringserve.server.control import (
     Applied,
+    AskCounters,
     AskQueues,
     AttachWorker,
     CloseLane,
+    Counted,
     Detached,
     DetachWorker,
     Drain,
@@ -48,6 +50,7 @@ from ringserve.server.control import (
     WorkerStuck,
 )
 from ringserve.server.lifecycle import Event, State
+from ringserve.server.metrics.pages import CounterPages
 from ringserve.server.process import ALLOCATOR, Child
 from ringserve.server.registry import ModelVersion
 from ringserve.server.security.tls import in_memory
@@ -77,13 +80,14 @@ STOPPED_S_MAX = 7.0
 @dataclass(eq=False, slots=True)
 class FrontEndSlot:
     """One wanted front end and the process that fills it. `attached` holds (version key, worker id), `shared` the versions of
-    whose queue page it knows."""
+    whose queue page it knows, `counted` those of whose counters."""
 
     index: int
     child: Child
     lanes: dict[int, tuple[Segment, LaneShape]] = field(default_factory=dict)
     attached: set[tuple[int, str]] = field(default_factory=set)
     shared: set[int] = field(default_factory=set)
+    counted: set[int] = field(default_factory=set)
     pulses_missed: int = 0
     started_s: float = field(default_factory=time.monotonic)
 
@@ -105,8 +109,16 @@ class FleetHooks:
 class Fleet:
     """Starts front ends, tells them everything, waits for what they must confirm."""
 
-    def __init__(self, sock: socket.socket, first: ServeHttp, response_bytes_max: int, hooks: FleetHooks) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        first: ServeHttp,
+        response_bytes_max: int,
+        hooks: FleetHooks,
+        counters: CounterPages | None = None,
+    ) -> None:
         self._socket = sock
+        self._counters = counters  # None: nothing is counted
         self._first = first
         self._response_bytes_max = response_bytes_max
         self._hooks = hooks
@@ -180,6 +192,9 @@ class Fleet:
         slot.lanes.clear()
         slot.attached.clear()
         slot.shared.clear()
+        slot.counted.clear()
+        if self._counters is not None:
+            self._counters.front_end_gone(slot.index)
         slot.pulses_missed = 0
         for page in self._pages.values():
             page.clear(slot.index)
@@ -258,6 +273,8 @@ class Fleet:
                 self._answer((LaneClosed, index, key), True)
             case Queues(token=token):
                 self._answer((Queues, index, token), message)
+            case Counted(token=token):
+                self._answer((Counted, index, token), True)
             case WorkerStuck(key=key, worker_id=worker_id) if (key, worker_id) in slot.attached:
                 # Several may say so of one process; its successor, which has the same id, is not meant.
                 self._hooks.on_stuck(key, worker_id)
@@ -352,6 +369,8 @@ class Fleet:
             for route in known if self._count > 1 else ():
                 if route.key not in slot.shared:
                     self._share_queue(slot, route.key)
+            if self._counters is not None:
+                self._counters.share(slot.index, slot.counted, known, slot.child.send)
             slot.child.send(routes)
 
     def _share_queue(self, slot: FrontEndSlot, key: int) -> None:
@@ -364,6 +383,15 @@ class Fleet:
             logger.error("front end %d counts what waits for it alone: %s", slot.index, error)
             return
         slot.child.send(ShareQueue(key, slot.index), [page.fd])
+
+    async def count(self) -> None:
+        """Have everything that front ends have measured put into the counters, as far as they do so in time."""
+        token = next(self._tokens)
+        ready = [slot for slot in self._slots if slot.ready]
+        answers = [self._expect((Counted, slot.index, token), ASK_S_MAX / 2) for slot in ready]
+        for slot in ready:
+            slot.child.send(AskCounters(token))
+        await asyncio.gather(*answers)
 
     def link(self, version: ModelVersion, worker: WorkerSlot) -> None:
         """Connect a worker that has loaded with every front end. Raises `OutOfResources`."""
@@ -432,9 +460,12 @@ class Fleet:
             if lane is not None:
                 lane[0].close()
             slot.shared.discard(version.key)
+            slot.counted.discard(version.key)
         page = self._pages.pop(version.key, None)
         if page is not None:
             page.close()
+        if self._counters is not None:
+            self._counters.retire(version.key)
         return answered
 
     async def queue_depth(self, key: int) -> int:

@@ -33,12 +33,14 @@ from ringserve.server.app import (
 )
 from ringserve.server.control import (
     Applied,
+    AskCounters,
     AskQueues,
     AttachWorker,
     Channel,
     CloseLane,
     ControlClosed,
     ControlFull,
+    Counted,
     Detached,
     DetachWorker,
     Drain,
@@ -50,6 +52,7 @@ from ringserve.server.control import (
     Queues,
     Routes,
     ServeHttp,
+    ShareCounters,
     ShareQueue,
     ToFrontEnd,
     UseCertificate,
@@ -57,6 +60,8 @@ from ringserve.server.control import (
     WorkerStuck,
 )
 from ringserve.server.dispatch import Dispatcher
+from ringserve.server.logs.access import open_access_log
+from ringserve.server.metrics.metering import Metering
 from ringserve.server.routes.connection import PredictionConnection
 from ringserve.server.routes.forwarding import Forwarding
 from ringserve.server.routes.guard import Guard
@@ -85,6 +90,7 @@ class FrontEnd:
         self._channel = channel
         self._table = RouteTable()
         self._pages: dict[int, tuple[Segment, int]] = {}  # queue pages whose versions the next routes bring
+        self._metering = Metering(self._table.dispatchers, self._count_connections)
         self._server: AsyncioServer | None = None
         self._inference: Inference | None = None
         self._socket: socket.socket | None = None
@@ -103,10 +109,12 @@ class FrontEnd:
         timeouts = Timeouts(first.header_timeout_s, first.body_timeout_s, first.write_timeout_s)
         inference = self._inference = Inference(self._table, first.request_bytes_max, timeouts)
         if first.admin_socket:
-            inference.forwarding = self._forwarding = Forwarding(Path(first.admin_socket))
+            inference.forwarding = self._forwarding = Forwarding(Path(first.admin_socket), first.passed_on)
+        inference.access = access = open_access_log(first.access_log, first.log_format)
         add_fixed_headers(first.cors)
-        both = bool(first.admin_socket)
-        inference.protect(Guard(Plane.INFERENCE, tokens=first.tokens, cors=answers_preflights(first.cors), both=both))
+        both = "management" in first.passed_on
+        metrics, cors = "metrics" in first.passed_on, answers_preflights(first.cors)
+        inference.protect(Guard(Plane.INFERENCE, tokens=first.tokens, cors=cors, both=both, metrics=metrics))
         # What exists now stays for good: the collector need not look at it again for every few thousand requests.
         gc.collect()
         gc.freeze()
@@ -116,6 +124,8 @@ class FrontEnd:
         if self._draining is None:
             await self._start_serving(inference, sock, page, first.index)
         await self._done.wait()
+        if access is not None:
+            access.close()
 
     async def _start_serving(self, inference: Inference, sock: socket.socket, page: Segment | None, own: int) -> None:
         """`page` counts the connections of all front ends; None when this is the only one."""
@@ -179,6 +189,8 @@ class FrontEnd:
                 self._use_certificate(fds)
             case ShareQueue():
                 self._pages[message.key] = Segment.attach(fds[0]), message.own
+            case ShareCounters():
+                self._share_counters(message, fds)
             case OpenLane():
                 dispatchers[message.key].open_lane(Lane.attach(fds[0], message.shape), message.signature)
             case AttachWorker():
@@ -199,6 +211,9 @@ class FrontEnd:
                 waiting = {key: each.waiting for key, each in dispatchers.items()}
                 loads = {key: dispatchers[key].load for key in message.keys if key in dispatchers}
                 self._tell(Queues(message.token, waiting, loads))
+            case AskCounters():
+                self._metering.fold()
+                self._tell(Counted(message.token))
             case Drain():
                 self._table.succeeded = message.succeeded
                 self._drain(message.deadline_s, message.unused_s, emptied=message.emptied)
@@ -211,6 +226,15 @@ class FrontEnd:
             page, own = self._pages.pop(key)
             dispatcher.admission.share(page.view, own)
             page.close()
+        self._metering.begin(key, dispatcher)
+
+    def _share_counters(self, message: ShareCounters, fds: list[int]) -> None:
+        self._metering.share(message.key, message.own, fds)
+        if self._inference is not None:
+            self._inference.app.ctx.responses = self._metering.responses
+
+    def _count_connections(self) -> int:
+        return 0 if self._server is None else len(self._server.connections)
 
     def _close_lane(self, key: int) -> None:
         def closed() -> None:
@@ -317,7 +341,7 @@ async def _main(control: socket.socket) -> None:
 
 def main() -> None:
     """Entry point of a front-end process."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor drains us, in its order
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(ControlClosed):

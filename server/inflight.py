@@ -18,6 +18,7 @@ from typing import Any
 from ringserve.protocol.errors import RingServeError
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.batching import OUTSTANDING_MAX
+from ringserve.server.metrics.meter import BatchTimes
 from ringserve.server.payloads import Payload
 from ringserve.server.sources import Frame, ReplyStream
 from ringserve.shm.faults import reach
@@ -55,13 +56,14 @@ class Pending(asyncio.Future[Answer]):
 
     # What every request needs is a slot; what few need is a default here. No __init__: that of a future costs 0.3 µs, one in
     # Python five times as much. `begin` sets the slots.
-    __slots__ = ("fill", "on_forsaken", "payload", "row", "row_id", "state")
+    __slots__ = ("fill", "on_forsaken", "payload", "row", "row_id", "state", "times")
     fill: "Fill | None"
     on_forsaken: "Callable[[Pending], None]"
     payload: Payload | None  # until it is in a slab
     row: int
     row_id: int
     state: State
+    times: BatchTimes | None  # of the batch that it was executed with, where that is measured
     request: InferRequest | None = None  # until it is encoded
     parcel: Segment | Spool | None = None  # what does not fit into a slab
     wait_until_ns = deadline_ns = 0
@@ -73,7 +75,7 @@ class Pending(asyncio.Future[Answer]):
         pending = cls(loop=loop)
         pending.on_forsaken = on_forsaken
         pending.state = BACKLOG
-        pending.fill = pending.payload = None
+        pending.fill = pending.payload = pending.times = None
         pending.row_id = 0
         return pending
 
@@ -318,14 +320,15 @@ class Fill:
 class Batch:
     """Rows of a slab on their way through a worker. `rows[i]` is the request of row `first + i`, None for a hole."""
 
-    __slots__ = ("count", "fill", "first", "out_at", "out_bytes", "rows", "sequence")
+    __slots__ = ("count", "fill", "first", "out_at", "out_bytes", "rows", "sent_s", "sequence", "times")
 
     def __init__(self, fill: Fill, first: int, rows: list[Pending | None]) -> None:
         self.fill = fill
         self.first = first
         self.rows = rows
         self.count = 0  # rows that are none
-        self.sequence = -1
+        self.sequence, self.sent_s = -1, 0.0
+        self.times: BatchTimes | None = None  # once it is executed, where that is measured
         self.out_at = self.out_bytes = 0
 
     def holds(self, pending: Pending) -> bool:
@@ -420,3 +423,10 @@ def least_loaded(states: Iterable[LinkState]) -> LinkState | None:
         if state.alive and state.on_detached is None and len(state.outstanding) < fewest:
             best, fewest = state, len(state.outstanding)
     return best
+
+
+def has_begun(states: Iterable[LinkState], pending: Pending) -> bool:
+    """Whether some worker has taken this request up."""
+    if pending.state is not SENT:
+        return False
+    return any(state.has_begun(batch) for state in states for batch in state.outstanding if batch.holds(pending))

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -113,10 +112,3 @@ def _wait_gone(pid: int, timeout_s: float) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"Stopping RingServe (pid {pid}) took longer than {timeout_s:.0f} s.")
         time.sleep(POLL_S)
-
-
-def log_to_stderr() -> None:
-    """One line an event."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )

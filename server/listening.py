@@ -25,6 +25,8 @@ def listen(name: str, address: Address) -> socket.socket:
     """A bound, listening socket. Raises `ConfigError`."""
     try:
         sock = _bound_to_path(name, address.path) if address.path else _bound_to_host(address)
+    except UnicodeError:  # what no name of a host can be
+        raise ConfigError(f"{name}_address: {address} cannot be bound: expected the name of a host") from None
     except OSError as error:
         raise ConfigError(f"{name}_address: {address} cannot be bound: {error.strerror or error}") from None
     sock.setblocking(False)

@@ -6,6 +6,7 @@ Registration is a transaction: a synchronous one that fails leaves nothing behin
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from ringserve.protocol.errors import (
     NoWorker,
     RequestTimeout,
     RingServeError,
+    VersionNotFound,
 )
 from ringserve.server.description import describe_version
 from ringserve.server.device_watch import DeviceWatch
@@ -54,7 +56,10 @@ SCALING = "Workers scaling in progress..."
 
 
 class Repository(Protocol):
-    """The watched folder, as far as describe wants to know of it."""
+    """The watched folder, as far as describe and metrics want to know of it: how many files were taken, and refused by cause."""
+
+    accepted: int
+    refused: Counter[str]
 
     def report(self) -> list[dict[str, Any]]:
         """Of every file: its model and version as far as they are known, state, reason and since when."""
@@ -361,13 +366,14 @@ class Management:
             raise MethodNotAllowed(METHOD_NOT_ALLOWED)
         try:
             found = self.registry.find(name, version)
-        except ModelNotFound:
+        except (ModelNotFound, VersionNotFound):
             if not self.lost.forget(name, version):
                 raise
             await self.recorder.record()
             return f'Model "{name}" unregistered'
         self.registry.check_removable(found)
         in_time = await self.versions.take_out(found)
+        self.lost.forget(found.name, found.version)  # it was lost once, and has been registered since
         await self.recorder.record()
         if not in_time:
             raise RequestTimeout(f"Timed out while cleaning resources: {name}")

@@ -56,10 +56,8 @@ def running_pid() -> int | None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _unusable(path, "removed (it names no server that runs)", error) from None
-    # TorchServe is silent where the pid is another program's by now.
-    logger.log(
-        logging.INFO if pid is not None and psutil.pid_exists(pid) else logging.WARNING, "Removing orphan pid file."
-    )
+    # TorchServe says nothing where the pid is another program's by now.
+    logger.log(logging.INFO if pid is not None and _lives(pid) else logging.WARNING, "Removing orphan pid file.")
     return None
 
 
@@ -81,9 +79,14 @@ def _unusable(path: Path, what: str, error: OSError) -> PidFileError:
 
 def is_server(pid: int) -> bool:
     try:
-        process = psutil.Process(pid)
-        words = process.cmdline()
-        return process.status() != psutil.STATUS_ZOMBIE and is_server_command(words)
+        return _lives(pid) and is_server_command(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

@@ -31,8 +31,9 @@ from ringserve.server.control import (
     Worn,
 )
 from ringserve.server.lifecycle import Event, State, retry_delay_s
+from ringserve.server.metrics.listing import Emitted
 from ringserve.server.placement import Place
-from ringserve.server.process import Child, oom_kills, rss_bytes
+from ringserve.server.process import Child, model_logger, oom_kills, rss_bytes
 from ringserve.server.registry import ModelVersion
 from ringserve.server.worker_slot import WorkerSlot, environment
 
@@ -49,7 +50,8 @@ class PoolHooks:
     """What the pool tells the rest of the supervisor. `on_ready` makes the links and may raise `RingServeError`;
     `on_lost(slot, status, cause)` follows the end of a worker that was linked; `detach` resolves when no front end will send
     it anything more; `place` gives a new worker its device, that of a worker it follows being free where it is given, and may raise
-    `RingServeError`; `leave` gives it back; `on_change` follows every change of what is ready."""
+    `RingServeError`; `leave` gives it back; `on_change` follows every change of what is ready; metrics go to `on_emitted`, and
+    printed lines to `takes_line`."""
 
     on_ready: Callable[[WorkerSlot, Signature], None]
     on_lost: Callable[[WorkerSlot, int, str], None]
@@ -58,6 +60,8 @@ class PoolHooks:
     leave: Callable[[Place], None]
     on_change: Callable[[], None]
     next_worker_id: Callable[[], str]
+    on_emitted: Callable[[Emitted], None] = lambda said: None
+    takes_line: Callable[[str], bool] = lambda line: False
 
 
 class WorkerPool:
@@ -239,7 +243,7 @@ class WorkerPool:
             return
         place = slot.place
         assert place is not None
-        child = slot.child = Child(slot.label, WorkerMessage)
+        child = slot.child = Child(slot.label, WorkerMessage, model_logger, self._hooks.takes_line)
         try:
             child.start(
                 "ringserve.server.worker",
@@ -275,6 +279,8 @@ class WorkerPool:
                 self._loaded(slot, message.signature)
             case AtWork():
                 slot.at_work = True
+            case Emitted():
+                self._hooks.on_emitted(message)
             case Answered():
                 slot.answered = True
                 self._proved()

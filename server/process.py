@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from pathlib import Path
 
 from ringserve.server.control import Channel, ControlClosed, ControlFull, Message, channel_pair
 from ringserve.server.lifecycle import Event, State, after
+from ringserve.server.logs.formats import MODEL_LOG, SOURCE
 
 output_logger = logging.getLogger("ringserve.output")
+model_logger = logging.getLogger(MODEL_LOG)
 logger = logging.getLogger("ringserve.process")
 
 # glibc gives memory of more than 128 KiB back to the kernel as soon as it is freed, and gets it anew, page by page, for the next
@@ -24,6 +27,8 @@ logger = logging.getLogger("ringserve.process")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 if os.environ.get("RINGSERVE_KEEP_MEMORY") == "0":
     ALLOCATOR = {}
+# What our own processes log is of the level that they say; else standard output is worth INFO, standard error WARNING.
+_OWN_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ringserve(\.\w+)* ")
 TAIL_LINES = 30
 LINE_BYTES_MAX = 16_384
 # What is taken at a time. Every line costs time, and empty ones are many: 18 s for what a model prints in a moment, when as much was
@@ -36,10 +41,21 @@ LAST_LINES_MAX = 1000
 class _Output:
     """Reads a pipe of the child line by line into the log, and remembers the last lines."""
 
-    def __init__(self, fd: int, label: str, tail: deque[str]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        source: str,
+        level: int,
+        to: logging.Logger,
+        tail: deque[str],
+        takes: Callable[[str], bool] = lambda line: False,
+    ) -> None:
         self._fd = fd
-        self._label = label
+        self._source = {SOURCE: source}
+        self._level = level
+        self._to = to
         self._tail = tail
+        self._takes = takes
         self._rest = b""
         os.set_blocking(fd, False)
         asyncio.get_running_loop().add_reader(fd, self.read)
@@ -84,8 +100,12 @@ class _Output:
 
     def _say(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
+        if self._takes(text):
+            return
         self._tail.append(text)
-        output_logger.info("%s %s", self._label, text)
+        own = _OWN_LINE.match(text)
+        level = logging.getLevelNamesMapping()[own[1]] if own else self._level
+        self._to.log(level, "%s", text, extra=self._source)
 
     def close(self) -> None:
         """Stop listening; a last line without its end still counts."""
@@ -100,10 +120,19 @@ class _Output:
 
 
 class Child:
-    """One process. `on_message(message, fds)` is called for what it sends, `on_exit()` once, after it was reaped."""
+    """One process. `on_message(message, fds)` is called for what it sends, `on_exit()` once, after it was reaped. Lines
+    of its standard output that `takes_line` takes are none of the log."""
 
-    def __init__(self, label: str, receives: object) -> None:
+    def __init__(
+        self,
+        label: str,
+        receives: object,
+        says_to: logging.Logger = output_logger,
+        takes_line: Callable[[str], bool] = lambda line: False,
+    ) -> None:
         self.label = label
+        self._says_to = says_to
+        self._takes_line = takes_line
         self.state = State.STARTING
         self.pid = -1
         self.exit_code: int | None = None
@@ -145,7 +174,11 @@ class Child:
         assert process.stdout is not None
         assert process.stderr is not None
         self._outputs = [
-            _Output(os.dup(stream.fileno()), self.label, self.tail) for stream in (process.stdout, process.stderr)
+            _Output(os.dup(stream.fileno()), f"{self.label}-{name}", level, self._says_to, self.tail, takes)
+            for name, level, stream, takes in (
+                ("stdout", logging.INFO, process.stdout, self._takes_line),
+                ("stderr", logging.WARNING, process.stderr, lambda line: False),
+            )
         ]
         process.stdout.close()
         process.stderr.close()

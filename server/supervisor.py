@@ -35,7 +35,10 @@ from ringserve.server.app import (
     HttpServer,
     Listener,
     MakeProtocol,
+    PlainHttp,
     answer_last,
+    log_access,
+    prepare,
     serve_also,
     start_serving,
     stop_accepting,
@@ -59,7 +62,10 @@ from ringserve.server.handover import (
 )
 from ringserve.server.host import make_work_dir, raise_file_limit
 from ringserve.server.listening import ListeningSockets
+from ringserve.server.logs.access import AccessLog, access_log_path, open_access_log
 from ringserve.server.management import Management
+from ringserve.server.metrics.observing import Metrics, open_metrics
+from ringserve.server.metrics.telemetry import Telemetry
 from ringserve.server.pid_file import take_pid_file
 from ringserve.server.recycling import LOOK_S, Recycler
 from ringserve.server.repository.environments import Environments
@@ -69,6 +75,7 @@ from ringserve.server.repository.store import ModelStore
 from ringserve.server.repository.watch import Watcher
 from ringserve.server.routes.guard import GuardedHttp
 from ringserve.server.routes.management import ManagementRoutes
+from ringserve.server.routes.metrics import add_metrics, metrics_app
 from ringserve.server.security.cors import cors_headers
 from ringserve.server.security.key_file import remove_key_file
 from ringserve.server.security.keyring import LOOK_S as KEY_LOOK_S
@@ -88,6 +95,13 @@ logger = logging.getLogger("ringserve.supervisor")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How much longer the connections of management may be busy, after the time in which all would have become idle.
 STALE_S = 1.0
+
+
+def _is_passed_on(listener: str, settings: Settings) -> bool:
+    """Whether a listener of this process has the address of the front ends."""
+    addresses = {"management": settings.management_address, "metrics": settings.metrics_address}
+    wanted = listener != "metrics" or settings.enable_metrics_api
+    return wanted and addresses[listener] == settings.inference_address
 
 
 async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint: str) -> None:
@@ -114,8 +128,11 @@ class Parts:
     routes: ManagementRoutes
     keyring: Keyring | None  # None: without tokens
     certificate: "CertificateKeeper | None"  # None: no address begins with https://
+    metrics: Metrics | None  # None: nothing is measured
+    telemetry: Telemetry
     server: HttpServer | None = None  # the private listener, whose connections are those of all listeners here
     listeners: list[Listener] = field(default_factory=list)
+    access: AccessLog | None = None  # None: requests are not logged
     dropin: DropIn | None = None
     handover: HandOverListener | None = None
     upkeep: list[asyncio.Task[None]] = field(default_factory=list)  # what adapts the server to what there is to do
@@ -173,6 +190,8 @@ class Supervisor:
             await self._stop(parts)
             parts.devices.close()
             parts.sockets.close()
+            if parts.access is not None:
+                await asyncio.to_thread(parts.access.close)
             await asyncio.get_running_loop().shutdown_default_executor()  # nobody may still unpack into it
             shutil.rmtree(parts.work_dir, ignore_errors=True)
             for number in STOP_SIGNALS:  # one more must not spoil the exit code, nor leave the PID file
@@ -207,36 +226,58 @@ class Supervisor:
         store = ModelStore(settings.model_store, work_dir, self._remote)
         management = Management(settings, store, devices, environments)
         versions = management.versions
+        front_ends = settings.frontends or front_ends_default()
+        passed_on = tuple(each for each in ("management", "metrics") if _is_passed_on(each, settings))
         first = ServeHttp(
             settings.max_request_size,
             package_version("ringserve"),
             settings.header_timeout_s,
             settings.body_timeout_s,
             settings.write_timeout_s,
-            settings.frontends or front_ends_default(),
-            admin_socket="" if "management" in sockets else str(work_dir / SOCKET_NAME),
+            front_ends,
+            admin_socket=str(work_dir / SOCKET_NAME) if passed_on else "",
+            passed_on=passed_on,
             tokens=keyring is not None,
             cors=cors,
+            access_log=access_log_path(settings),
+            log_format=settings.log_format,
         )
         hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
-        fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks)
+        metrics = open_metrics(settings, front_ends)
+        counters = None if metrics is None else metrics.pages
+        fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks, counters)
         add_fixed_headers(cors)
         routes = ManagementRoutes(management, settings.max_request_size, keyring)
-        return Parts(settings, work_dir, sockets, devices, store, management, fleet, routes, keyring, certificate)
+        if metrics is not None:
+            metrics.observe(management, fleet)
+            routes.app.ctx.responses = metrics.responses
+            if "metrics" not in sockets:
+                add_metrics(routes.app, metrics.scrape)
+        beside = Telemetry(settings, devices, None if metrics is None else metrics.scrape)
+        versions.handler_metrics = beside.custom
+        return Parts(
+            settings, work_dir, sockets, devices, store, management, fleet, routes, keyring, certificate, metrics, beside
+        )
 
     async def _open_sockets(self, settings: Settings) -> ListeningSockets:
         """Raises `ConfigError`, or `NotHandedOver`."""
         wanted = {"inference": settings.inference_address}
         if settings.management_address != settings.inference_address:
             wanted["management"] = settings.management_address
+        if settings.enable_metrics_api and settings.metrics_address not in wanted.values():
+            wanted["metrics"] = settings.metrics_address
         inherited = {} if self._predecessor is None else await self._predecessor.ask(wanted, self._stop_requested)
         return ListeningSockets(wanted, inherited)
 
     async def _start(self, parts: Parts) -> None:
         """In TorchServe's order: models begin to load, then the listeners."""
+        parts.access = open_access_log(access_log_path(parts.settings), parts.settings.log_format)
+        if parts.access is not None:
+            log_access(parts.routes.app, parts.access)
         private = listen_privately(parts.work_dir / SOCKET_NAME, BACKLOG)
         parts.server = await start_serving(parts.routes.app, private)
         parts.listeners.append(parts.server)
+        parts.telemetry.start()
         await self._until_stopped(self._load(parts))
         if self._predecessor is not None:
             await self._until_stopped(self._predecessor.equalled(parts.management.versions))
@@ -313,8 +354,18 @@ class Supervisor:
         if "management" in parts.sockets:
             sock, protocol = parts.sockets["management"], parts.protocol(parts.settings.management_address, GuardedHttp)
             parts.listeners.append(await serve_also(parts.server, parts.routes.app, sock, protocol))
+        if "metrics" in parts.sockets and parts.metrics is not None:
+            app = metrics_app(parts.metrics.scrape, lambda: parts.management.versions.health)
+            app.ctx.responses = parts.metrics.responses
+            if parts.access is not None:
+                log_access(app, parts.access)
+            await prepare(app)
+            sock, protocol = parts.sockets["metrics"], parts.protocol(parts.settings.metrics_address, PlainHttp)
+            parts.listeners.append(await serve_also(parts.server, app, sock, protocol))
         logger.info("Inference API bind to: %s", parts.settings.inference_address)
         logger.info("Management API bind to: %s", parts.settings.management_address)
+        if parts.metrics is not None:
+            logger.info("Metrics API bind to: %s", parts.settings.metrics_address)
 
     def _offer_hand_over(self, parts: Parts) -> None:
         stop_s_max = float(parts.settings.drain_delay_s + parts.settings.drain_timeout_s + STOP_S_MAX)
@@ -420,6 +471,7 @@ class Supervisor:
         await parts.management.recorder.stop()
         await parts.fleet.stop(drain_s, unused_s, handed_over=self._others_accept)
         await parts.management.versions.stop()
+        await parts.telemetry.close()
         await parts.routes.finished()
         await closing
 

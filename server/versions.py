@@ -10,7 +10,9 @@ import itertools
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from importlib.metadata import version as package_version
 
 from ringserve.protocol.errors import (
@@ -27,6 +29,7 @@ from ringserve.server.control import LoadModel, ModelRoute, Routes, VersionRoute
 from ringserve.server.device_watch import DeviceWatch
 from ringserve.server.fleet import Fleet
 from ringserve.server.health import Health
+from ringserve.server.metrics.custom import CustomMetrics
 from ringserve.server.placement import CPU, Place
 from ringserve.server.pool import PoolHooks, WorkerPool
 from ringserve.server.registry import ModelVersion, Registry
@@ -49,6 +52,8 @@ class Versions:
         self.devices = devices
         self.fleet: Fleet | None = None  # set once it exists; until then there is nobody to tell
         self.changed: Callable[[], None] = lambda: None  # told that what is wanted may be something else now
+        self.worker_deaths: Counter[tuple[str, str]] = Counter()  # by model and version, unasked for
+        self.handler_metrics = CustomMetrics({}, "")  # replaced before anything is loaded
         self._settings = settings
         self._store = store
         self._pools: dict[int, WorkerPool] = {}
@@ -160,6 +165,7 @@ class Versions:
             server_version=self._server_version,
             warmup=config.sections.warmup,
             max_requests=config.sections.recycle.max_requests,
+            metrics=self.handler_metrics.plan,
         )
 
     def _hooks(self, version: ModelVersion) -> PoolHooks:
@@ -178,6 +184,8 @@ class Versions:
 
         def on_lost(slot: WorkerSlot, status: int, cause: str) -> None:
             placer.lost(slot.place)
+            if slot.wanted:
+                self.worker_deaths[version.name, version.version] += 1
             if self.fleet is not None:
                 self.fleet.worker_gone(version, slot.worker_id, status, cause)
 
@@ -191,7 +199,15 @@ class Versions:
             return placer.place(version.key, wish, config.device_type, config.device_ids, instead_of)
 
         return PoolHooks(
-            on_ready, on_lost, detach, place, placer.leave, self.announce, lambda: str(next(self._worker_ids))
+            on_ready,
+            on_lost,
+            detach,
+            place,
+            placer.leave,
+            self.announce,
+            lambda: str(next(self._worker_ids)),
+            partial(self.handler_metrics.emitted, version.name),
+            partial(self.handler_metrics.printed, version.name),
         )
 
     # ---- as many workers as wanted

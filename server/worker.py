@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from ringserve.backends.contract import Backend, LoadedModel
 from ringserve.backends.registry import create_backend
+from ringserve.backends.ts.metrics.sink import collect_in
 from ringserve.protocol.errors import OutOfResources, RingServeError
 from ringserve.protocol.tensor import Signature
 from ringserve.server.control import (
@@ -39,6 +40,8 @@ from ringserve.server.control import (
 )
 from ringserve.server.describing import describe
 from ringserve.server.execution import Execution
+from ringserve.server.metrics.emissions import Emissions
+from ringserve.server.metrics.listing import MetricPlan
 from ringserve.server.replies import STATUS_OVERFLOW
 from ringserve.server.streaming import Chunks
 from ringserve.server.warmup import samples_of, warm_up
@@ -92,8 +95,10 @@ class Worker:
         signature: Signature,
         response_bytes_max: int,
         requests_max: int = 0,
+        emissions: Emissions | None = None,
     ) -> None:
         self._channel = channel
+        self._emissions = emissions or Emissions(MetricPlan())
         self._backend = backend
         self._execution = Execution(backend, signature, response_bytes_max)
         self._lanes: dict[int, ServedLane] = {}  # by the descriptor of their doorbell
@@ -108,14 +113,20 @@ class Worker:
     def serve_forever(self) -> None:
         """Until told to stop, or until nobody is left to serve."""
         control_fd = self._channel.fileno()
+        emissions = self._emissions
         self._poller.register(control_fd, select.POLLIN)
+        self._poller.register(emissions.wake_fd, select.POLLIN)
         while not (self._stopping or (self.orphaned and not self._lanes)):
-            for fd, _ in self._poller.poll():
+            for fd, _ in self._poller.poll(emissions.wait_ms()):
                 if fd == control_fd:
                     self._obey()
+                elif fd == emissions.wake_fd:
+                    emissions.woken()
                 else:
                     self._listen(fd)
             self._execute_due()
+            emissions.flush(self._channel)
+        emissions.flush(self._channel, at_once=True)
 
     def _obey(self) -> None:
         try:
@@ -210,6 +221,7 @@ class Worker:
         reach("completion-pushed")
         link.bell.ring()
         reach("completion-rung")
+        self._emissions.flush(self._channel)
         self._rows_left -= command.rows
         if self._rows_left <= 0:
             self._tell_of_work()
@@ -244,6 +256,7 @@ def _model_of(message: LoadModel) -> LoadedModel:
         server_version=message.server_version,
         device=message.device,
         gpu_id=message.gpu_id,
+        metrics=tuple((each.kind, each.name, each.unit, each.dimensions) for each in message.metrics.listed),
     )
 
 
@@ -269,12 +282,14 @@ def _exit_at_once() -> NoReturn:
     os._exit(1)
 
 
-def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature]:
+def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature, Emissions]:
     """Do as the first message says. Exits with 1 when the model cannot be loaded, or not warmed up, having said why."""
     received = channel.receive(wait=True)
     assert received is not None
     message, _ = received
     assert isinstance(message, LoadModel)
+    emissions = Emissions(message.metrics)
+    collect_in(emissions)
     try:
         os.chdir(message.model_dir)
         backend = create_backend(message.backend)
@@ -285,9 +300,10 @@ def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature]:
         logger.exception("model %s version %s cannot be loaded", message.model, message.version)
         text = error.message if isinstance(error, RingServeError) else f"{type(error).__name__}: {error}"
         out_of_memory = isinstance(error, MemoryError | OutOfResources) or "CUDA out of memory" in text
+        emissions.flush(channel, at_once=True)
         channel.send(LoadFailed(text, out_of_memory))
         _exit_at_once()
-    return backend, message, signature
+    return backend, message, signature, emissions
 
 
 def _leave_signals_to_the_supervisor() -> None:
@@ -305,21 +321,21 @@ def _leave_signals_to_the_supervisor() -> None:
 
 def main() -> None:
     """Entry point of a worker process."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     _leave_signals_to_the_supervisor()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), ToWorker)
     threading.Thread(target=_exit_when_orphaned, args=(channel.fileno(),), daemon=True).start()
     with contextlib.suppress(ControlClosed):
         usual = gc.get_threshold()
         gc.set_threshold(LOADING_GC_OBJECTS, *usual[1:])
-        backend, message, signature = _load(channel)
+        backend, message, signature, emissions = _load(channel)
         if gc.get_threshold()[0] == LOADING_GC_OBJECTS:  # unless the model has chosen its own
             gc.set_threshold(*usual)
         # Frameworks and weights stay for good: without this, the collector walks all of them while a batch waits.
         gc.collect()
         gc.freeze()
         channel.send(Loaded(signature))
-        worker = Worker(channel, backend, signature, message.response_bytes_max, message.max_requests)
+        worker = Worker(channel, backend, signature, message.response_bytes_max, message.max_requests, emissions)
         try:
             worker.serve_forever()
         except Exception:

@@ -14,8 +14,8 @@ by polling.
     row      | id, deadline, flags, head offset/length, body offset/length, parcel |   front end
              | id, status,   flags, head offset/length, body offset/length, parcel |   worker
 
-    link     0        64       128              192                  448      512      576
-             | header | c.tail | c.head,started | commands (8 x 32) | r.tail | r.head | completions (8 x 32) |
+    link     0        64       128              192                  576      640      704
+             | header | c.tail | c.head,started | commands (8 x 48) | r.tail | r.head | completions (8 x 48) |
                creator  front    worker           front               worker   front    worker
 
 A batch is a range of rows of a slab: its command says which, and which part of the slab's outgoing byte region is its own, so
@@ -32,7 +32,7 @@ from ringserve.shm.shm_errors import LayoutMismatch
 
 CACHE_LINE = 64
 WORD = 8
-VERSION = 2
+VERSION = 3
 PAGE = 4096
 
 HEADER = struct.Struct("<8sQQ")  # magic, layout version, hash of the shape
@@ -64,9 +64,10 @@ REPLY_LINE_AT = REQUEST_LINE.size
 
 # Link: two rings.
 RING_ENTRIES = 8
-ENTRY_BYTES = 32
-COMMAND = struct.Struct("<QIIIII4x")  # sequence number, slab, first row, rows, outgoing bytes: offset and length
-COMPLETION = struct.Struct("<QIIIII4x")  # sequence number, slab, rows, status, chunk: offset and length
+ENTRY_BYTES = 48
+COMMAND = struct.Struct("<QIIIII20x")  # sequence number, slab, first row, rows, outgoing bytes: offset and length
+# Sequence number, slab, rows, status, chunk: offset and length; when execution began and ended.
+COMPLETION = struct.Struct("<QIIIII4xQQ")
 RING_BYTES = 2 * CACHE_LINE + RING_ENTRIES * ENTRY_BYTES
 COMMANDS_AT = CACHE_LINE
 COMPLETIONS_AT = COMMANDS_AT + RING_BYTES
@@ -184,3 +185,20 @@ def queue_front_ends(page_bytes: int) -> int:
 def queue_count_at(front_end: int) -> int:
     """The index of the word that says how many requests wait in a front end."""
     return QUEUE_LINE_WORDS * (1 + front_end)
+
+
+# Counter page: what every front end has counted of one thing, for the supervisor to add up. A part, and so a writer, for each of
+# them, which it begins on a line of its own. The first word of a part is odd while the part is being changed.
+#
+#     0        64          64 + part
+#     | header | part of 0 | part of 1 | ...
+COUNTERS_MAGIC = b"RINGCNTR"
+
+
+def counter_page_bytes(front_ends: int, part_bytes: int) -> int:
+    assert front_ends > 0
+    return CACHE_LINE + front_ends * align(part_bytes)
+
+
+def counter_part_at(front_end: int, part_bytes: int) -> int:
+    return CACHE_LINE + front_end * align(part_bytes)

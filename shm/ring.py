@@ -40,7 +40,8 @@ class Command(NamedTuple):
 
 class Completion(NamedTuple):
     """What a worker says about batch `sequence`: that it is finished, or (by `status`) that a chunk of a streamed answer lies
-    in the slab's outgoing byte region."""
+    in the slab's outgoing byte region. A finished one was executed between the last two (CLOCK_MONOTONIC), which are 0 when no row
+    of it was wanted."""
 
     sequence: int
     slab: int
@@ -48,6 +49,8 @@ class Completion(NamedTuple):
     status: int = 0
     chunk_at: int = 0
     chunk_bytes: int = 0
+    began_ns: int = 0
+    ended_ns: int = 0
 
 
 Entry = TypeVar("Entry", Command, Completion)

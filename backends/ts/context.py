@@ -150,7 +150,7 @@ class Context:
         self.request_ids = dict(enumerate(request_ids))
         self.request_processor = processors
         if self.metrics is not None:
-            self.metrics.request_ids = request_ids
+            self.metrics.request_ids = self.request_ids
 
     @property
     def cancelled(self) -> Cancelled:

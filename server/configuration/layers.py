@@ -23,9 +23,11 @@ from ringserve.server.configuration.keys import (
     why_without_effect,
 )
 from ringserve.server.configuration.properties import Property, parse_properties
+from ringserve.server.repository.files import open_regular
 from ringserve.server.settings import ConfigError, Settings
 
 _VARIABLE = re.compile(r"\$\$([A-Za-z_][A-Za-z0-9_]*)\$\$")
+FILE_BYTES_MAX = 64 << 20  # a snapshot may be given as one
 _SIMILAR_VARIABLE = 0.85  # many variables begin with TS_: only what is nearly one of ours is taken for a slip
 
 
@@ -52,9 +54,13 @@ class Layer:
 
 
 def read_properties_file(path: Path, shown: str) -> list[Property]:
-    """Raises `ConfigError`."""
+    """Raises `ConfigError`, also for what is no file: a pipe may never end."""
     try:
-        return parse_properties(path.read_text(encoding="utf-8-sig"))
+        with open_regular(path) as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise ConfigError(f"--ts-config file {shown}: expected at most {FILE_BYTES_MAX} bytes, got more")
+        return parse_properties(data.decode("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ConfigError(f"--ts-config file not found: {shown}") from None
     except (OSError, UnicodeDecodeError) as error:

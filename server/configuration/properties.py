@@ -8,7 +8,8 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANKS = " \t\f"
 # A key ends at the first blank, = or : that no backslash escapes; one = or : may stand among the blanks that follow.
-_KEY_AND_VALUE = re.compile(r"((?:[^\\=: \t\f]|\\.)*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
+# It never goes back, so that a torn file of one long line takes no more memory than it has.
+_KEY_AND_VALUE = re.compile(r"((?:[^\\=: \t\f]++|\\.)*+)[ \t\f]*+[=:]?[ \t\f]*+(.*)", re.DOTALL)
 _KNOWN_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f"}
 _WRITTEN_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\f": "\\f"} | {each: "\\" + each for each in "\\=:#!"}
 
@@ -23,22 +24,22 @@ class Property:
 def parse_properties(text: str) -> list[Property]:
     """A Java properties file: comments, continued lines, escapes. Any text is one."""
     found: list[Property] = []
-    pending: str | None = None  # a logical line that is not complete yet
+    pending: list[str] = []  # of a logical line that is not complete yet
+    continues = False
     started = 0
     for number, raw in enumerate(_LINE_END.split(text), 1):
         line = raw.lstrip(_BLANKS)
-        if pending is None:
+        if not continues:
             if not line or line[0] in "#!":
                 continue
-            pending, started = "", number
-        pending += line
-        if (len(line) - len(line.rstrip("\\"))) % 2:
-            pending = pending[:-1]
-        else:
-            found.append(_property(pending, started))
-            pending = None
-    if pending:
-        found.append(_property(pending, started))
+            started = number
+        continues = (len(line) - len(line.rstrip("\\"))) % 2 == 1
+        pending.append(line[:-1] if continues else line)
+        if not continues:
+            found.append(_property("".join(pending), started))
+            pending.clear()
+    if any(pending):
+        found.append(_property("".join(pending), started))
     return found
 
 

@@ -31,7 +31,8 @@ HIDDEN = "***"
 DEFAULT = "default"
 FOLLOWS = "by"  # one setting that comes of another
 SHOWN_CHARACTERS_MAX = 100
-_CREDENTIALS = re.compile(r"(\w+://)[^/?#@\s,]*@")
+_CREDENTIALS = re.compile(r"(\w+://)[^/?#\s,]*@")
+_SIGNATURE = re.compile(r"(\w+://[^?#\s,]*\?)[^\s,]+")
 
 
 def configure(
@@ -191,7 +192,7 @@ def _differences(memory: _Memory, settings: Settings, report: Report) -> None:
     """A line for each setting that was otherwise when the snapshot was made."""
     for name, value in memory.everything.values.items():
         now, origin = getattr(settings, name), settings.origins.get(name, DEFAULT)
-        if _absolute(now) == _absolute(value):
+        if _absolute(now) == _absolute(value) or (name == "models" and shown(name, now) == shown(name, value)):
             continue
         key = BY_FIELD[name].name
         if name == "model_snapshot":
@@ -207,8 +208,8 @@ def _absolute(value: Any) -> Any:
 
 
 def without_credentials(text: str) -> str:
-    """URLs may hold a name and a password."""
-    return _CREDENTIALS.sub(rf"\1{HIDDEN}@", text)
+    """URLs may hold a name and a password, and a query that is a signature."""
+    return _SIGNATURE.sub(rf"\1{HIDDEN}", _CREDENTIALS.sub(rf"\1{HIDDEN}@", text))
 
 
 def shown(name: str, value: Any) -> str:
@@ -234,5 +235,7 @@ def remembered_properties(settings: Settings) -> list[tuple[str, str]]:
         )
         if (text := kinds.written(_absolute(getattr(settings, name))))
     }
+    if "models" in pairs:  # what is restored comes out of the model store, not from there
+        pairs["models"] = without_credentials(pairs["models"])
     said = [(BY_FIELD[name].name, text) for name, text in pairs.items()]
     return sorted([*said, *settings.carried.items()])

@@ -17,11 +17,13 @@ from sanic.http import Stage
 from ringserve.protocol.request import HANDLER_HEADERS, Answer, InferRequest
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
+from ringserve.server.inflight import Pending
 from ringserve.server.landing import SOCKET_TO_SLAB, Landing
+from ringserve.server.metrics.meter import BatchTimes, Meter
 from ringserve.server.routes.inference import TIMEOUT_HEADER, is_binary, timeout_ms
 from ringserve.server.routes.receiving import SizedBody
 from ringserve.server.routes.transfer import BodyConnection
-from ringserve.server.wire import answer_buffers, bodiless, request_id, streamed_head
+from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head
 
 START = b"POST /predictions/"
 
@@ -65,7 +67,19 @@ class _Parsed:
 class PredictionConnection(BodyConnection):
     """The short way in front of Sanic's."""
 
-    __slots__ = ("_head_began_s", "_keep_alive", "_parsed", "_parser", "_path", "_request_id")
+    __slots__ = (
+        "_arrived_s",
+        "_complete_s",
+        "_dispatcher",
+        "_head_began_s",
+        "_keep_alive",
+        "_named",
+        "_parsed",
+        "_parser",
+        "_path",
+        "_request_id",
+        "_sending",
+    )
 
     def _setup(self) -> None:
         super()._setup()
@@ -73,7 +87,11 @@ class PredictionConnection(BodyConnection):
         self._keep_alive = True
         self._path = ""
         self._request_id = ""
-        self._head_began_s = 0.0
+        self._head_began_s = self._arrived_s = 0.0
+        self._complete_s = 0.0  # when the body was, if that came later than the head
+        self._named = False  # whether the path names the version
+        self._dispatcher: Dispatcher
+        self._sending: Pending | None = None  # whose answer leaves bit by bit
         self._parsed = _Parsed()
         self._parser: httptools.HttpRequestParser | None = (
             None  # made when needed, and after each that saw something else
@@ -103,6 +121,7 @@ class PredictionConnection(BodyConnection):
 
     def _took(self, data: bytes) -> bool:
         """Answer the request if it is a plain prediction; false leaves it to Sanic."""
+        self._arrived_s = monotonic()
         parsed = self._parsed
         parsed.clear()
         parser, self._parser = self._parser or httptools.HttpRequestParser(parsed), None
@@ -136,6 +155,7 @@ class PredictionConnection(BodyConnection):
         # By the header, as Sanic does: llhttp has forgotten it when the message is complete.
         self._keep_alive = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         self._request_id = request_id(None if sent_id is None else sent_id.decode("latin-1"))
+        self._dispatcher, self._named, self._complete_s = found[0], found[2], 0.0
         self._submit(found[0], content_type, headers, parsed.body, length)
         return True
 
@@ -179,52 +199,65 @@ class PredictionConnection(BodyConnection):
         try:
             if error is not None:
                 raise error
+            self._complete_s = monotonic()
             self._await(landing.commit())
         except Exception as failure:  # noqa: BLE001 - as above
             self._refuse(failure, unread=error is not None)
         finally:
             dispatcher.arrivals.end()
 
-    def _await(self, future: "asyncio.Future[Answer]") -> None:
-        self.in_flight = future
-        future.add_done_callback(self._answered)
+    def _await(self, pending: Pending) -> None:
+        self.in_flight = pending
+        pending.add_done_callback(self._answered)
 
     # ---- what leaves
 
-    def _answered(self, future: "asyncio.Future[Answer]") -> None:
+    def _answered(self, pending: Pending) -> None:
         self.in_flight = None
-        if future.cancelled():
+        if pending.cancelled():
             return
-        error = future.exception()
+        error = pending.exception()
         if error is not None:
-            self._refuse(error)
+            self._refuse(error, times=pending.times)
             return
-        answer = bodiless(future.result())
+        answer = bodiless(pending.result())
         if answer.source is not None:
-            self._begin_source(answer)
+            self._begin_source(answer, pending)
             return
         wanted = self._keep_alive and self._http is not None and self._http.keep_alive
-        self._send(answer, keep_alive=wanted and answer.status < 400)
+        self._send(answer, pending.times, keep_alive=wanted and answer.status < 400)
 
-    def _refuse(self, error: BaseException, *, unread: bool = False) -> None:
+    def _refuse(self, error: BaseException, *, unread: bool = False, times: BatchTimes | None = None) -> None:
         """`unread`: the client may still be sending the body that nobody wants."""
-        self._send(self._inference.refusal(error, self._path), keep_alive=False, linger=unread)
+        refusal = self._inference.refusal(error, self._path)
+        self._send(error_answer(refusal), times, keep_alive=False, linger=unread, reason=refusal.code)
 
-    def _send(self, answer: Answer, *, keep_alive: bool, linger: bool = False) -> None:
+    def _send(
+        self, answer: Answer, times: BatchTimes | None, *, keep_alive: bool, linger: bool = False, reason: str = ""
+    ) -> None:
         try:
             buffers = answer_buffers(answer, self._request_id, keep_alive=keep_alive, head_only=False)
         except Exception as error:  # noqa: BLE001 - as above
             keep_alive = False
             refusal = self._inference.refusal(error, self._path)
-            buffers = answer_buffers(refusal, self._request_id, keep_alive=False, head_only=False)
+            answer, reason = error_answer(refusal), refusal.code
+            buffers = answer_buffers(answer, self._request_id, keep_alive=False, head_only=False)
         if not self.put(buffers):
+            self._count_missed(times, reason or "cancelled")
             return
+        if times is not None and not (self._complete_s or self._named) and answer.status == 200:
+            times.append(self._arrived_s)  # the usual request (metrics/meter.py)
+            times.append(self.answered_s)
+        elif self._dispatcher.meter is not None:
+            self._count(self._dispatcher.meter, answer.status, times, reason)
+        if self._inference.access is not None:
+            self._log_access(answer.status)
         if linger:
             self.linger(self.close)
         else:
             self._done(keep_alive)
 
-    def _begin_source(self, answer: Answer) -> None:
+    def _begin_source(self, answer: Answer, pending: Pending) -> None:
         source = self.in_flight = answer.source
         assert source is not None
         keep_alive = self._keep_alive and self._http is not None and self._http.keep_alive and answer.status < 400
@@ -233,11 +266,18 @@ class PredictionConnection(BodyConnection):
         except Exception as error:  # noqa: BLE001 - as above
             self.in_flight = None
             source.close()
-            self._refuse(error)
+            self._refuse(error, times=pending.times)
             return
+        self._sending = pending
 
         def sent(complete: bool) -> None:
-            self.in_flight = None
+            self.in_flight = self._sending = None
+            if not complete:
+                self._count_missed(pending.times, "broken_off", answer.status)
+            elif self._dispatcher.meter is not None:
+                self._count(self._dispatcher.meter, answer.status, pending.times, "")
+            if self._inference.access is not None:
+                self._log_access(answer.status)
             self._done(keep_alive and complete)
 
         self.send_source(head, source, framed=source.length is None, on_sent=sent)
@@ -251,12 +291,50 @@ class PredictionConnection(BodyConnection):
             if self.transport is not None and not self._eof:
                 self.transport.resume_reading()
 
+    # ---- what is counted of it
+
+    def _count(self, meter: Meter, status: int, times: BatchTimes | None, reason: str) -> None:
+        """Of an answer that is written, when it is not of the usual kind. A refusal has a `reason`."""
+        meter.responses.count(status)
+        if times is None:
+            meter.failed(reason, named=self._named)
+            return
+        complete_s = self._complete_s or self._arrived_s
+        meter.single(times, self._arrived_s, complete_s, self.answered_s, named=self._named)
+        if reason:
+            meter.because(reason)
+
+    def _count_missed(self, times: BatchTimes | None, reason: str, status: int = 0) -> None:
+        """Of one whose answer nobody has, or not all of it: a head with a `status`."""
+        meter = self._dispatcher.meter
+        if meter is None:
+            return
+        if status:
+            meter.responses.count(status)
+        if times is None:
+            meter.failed(reason, named=self._named)
+        else:
+            meter.missed(times, reason, named=self._named)
+
+    def _log_access(self, status: int) -> None:
+        peer = None if self.conn_info is None else self.conn_info.peername
+        took_ns = round((self.answered_s - self._arrived_s) * 1e9)
+        self._inference.access.add(peer, "POST", self._path, status, took_ns, self._request_id)
+
     # ---- what Sanic asks of its connections
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(self.in_flight, asyncio.Future):
-            self.in_flight.cancel()
-        self.in_flight = None
+        in_flight, self.in_flight = self.in_flight, None
+        if isinstance(in_flight, asyncio.Future):
+            if in_flight.cancel():  # otherwise it is answered, which nobody will hear
+                self._count_missed(None, "cancelled")
+        elif in_flight is not None:
+            sending, self._sending = self._sending, None
+            if sending is None:  # its body is still arriving
+                self._count_missed(None, "cancelled")
+            else:
+                reason = "broken_off" if in_flight.broken else "cancelled"
+                self._count_missed(sending.times, reason, sending.result().status)
         super().connection_lost(exc)
 
     def check_timeouts(self) -> None:

@@ -1,10 +1,11 @@
-"""One address for both APIs (contract section 2.10): a front end has it, and passes on to the supervisor what is management's.
+"""One address for several APIs (contract section 2.10): a front end has it, and passes on to the supervisor what is management's, or
+of metrics.
 
 The supervisor answers as on an address of its own, so nothing here knows what the requests mean.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import httptools
@@ -13,8 +14,11 @@ from ringserve.protocol.errors import ShuttingDown
 from ringserve.protocol.request import Answer
 from ringserve.server.admin_socket import short_path
 
-# What the paths of management begin with, and the paths of the document of both. Probes are answered by every listener itself.
-SEGMENTS = frozenset(("", "api-description", "models", "status", "token", "workflows"))
+# What the paths of each begin with, and the paths of the document of both. Probes are answered by every listener itself.
+SEGMENTS = {
+    "management": frozenset(("", "api-description", "models", "status", "token", "workflows")),
+    "metrics": frozenset(("metrics",)),
+}
 READ_BYTES = 65_536
 # These belong to one connection, or are said anew.
 _HOP_BY_HOP = frozenset(
@@ -53,17 +57,17 @@ class _Response:
 
 
 class Forwarding:
-    """Passes requests on to the socket at `path`."""
+    """Passes requests on to the socket at `path`: those of management, of metrics, or of both."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, whose: Sequence[str] = ("management",)) -> None:
         self._path = path
+        self._segments = frozenset[str]().union(*(SEGMENTS[each] for each in whose))
         self._running: set[asyncio.Task[Answer]] = set()
         self._stopped = False
 
-    @staticmethod
-    def takes(path: str) -> bool:
-        """Whether a request for this path is management's."""
-        return path[1:].partition("/")[0] in SEGMENTS
+    def takes(self, path: str) -> bool:
+        """Whether a request for this path is to be passed on."""
+        return path[1:].partition("/")[0] in self._segments
 
     async def answer(
         self,

@@ -17,12 +17,12 @@ from ringserve.server.security.tokens import Gate, Gates, Plane
 
 
 class Guard:
-    """Of one listener, which is `own`'s; with `both` it takes what is management's as well. Without `tokens` it lets everybody in,
+    """Of one listener, which is `own`'s; with `both` it takes what is management's as well, with `metrics` those too. Without `tokens` it lets everybody in,
     with them nobody until it has been given keys."""
 
-    def __init__(self, own: Plane, *, tokens: bool, cors: bool, both: bool = False) -> None:
+    def __init__(self, own: Plane, *, tokens: bool, cors: bool, both: bool = False, metrics: bool = False) -> None:
         self._own = own
-        self._gates = Gates(own, both=both) if tokens else None
+        self._gates = Gates(own, both=both, metrics=metrics) if tokens else None
         self._cors = cors
 
     @property

@@ -7,8 +7,9 @@ connection.py answers them.
 
 import asyncio
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
@@ -41,6 +42,9 @@ from ringserve.server.landing import (
     NoLanding,
     too_large_text,
 )
+from ringserve.server.logs.access import AccessLog
+from ringserve.server.metrics.meter import Responses
+from ringserve.server.metrics.passage import Passage
 from ringserve.server.openapi import model_inference_document
 from ringserve.server.routes.documents import add_inference
 from ringserve.server.routes.forwarding import Forwarding
@@ -82,6 +86,7 @@ class Inference:
         self.connections_max = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4)
         self.on_connections: Callable[[], None] | None = None  # called when one has ended
         self.forwarding: Forwarding | None = None  # where management has the same address
+        self.access: AccessLog | None = None  # told of every request that is answered
         self.gate: Gate | None = None  # for predictions; None where everybody is let in
         self._guard: Guard | None = None  # None where it has nothing to do
         self._request_bytes_max = request_bytes_max
@@ -97,6 +102,12 @@ class Inference:
             return json_response({"status": "Healthy"}, 200, request)
         return json_response({"status": "Unhealthy"}, 500, request)
 
+    @property
+    def responses(self) -> Responses | None:
+        """Where answered requests are counted, if they are."""
+        found: Responses | None = self.app.ctx.responses
+        return found
+
     def protect(self, guard: Guard) -> None:
         """Let everything pass this first."""
         self._guard, self.gate = guard if guard.needed else None, guard.gate
@@ -109,36 +120,79 @@ class Inference:
 
     async def serve(self, request: SizedRequest) -> None:
         """Answer one request on its connection; any HTTP method but OPTIONS predicts, as in TorchServe."""
-        if self._guard is not None and await self._stopped_by(self._guard, request):
-            return
-        if not request.path.startswith(PREFIX) or request.method == "OPTIONS":
-            await self._serve_other(request)
-            return
+        arrived_s = monotonic()
+        try:
+            if self._guard is not None and await self._stopped_by(self._guard, request):
+                pass
+            elif not request.path.startswith(PREFIX) or request.method == "OPTIONS":
+                await self._serve_other(request)
+            else:
+                await self._predict(request, Passage(arrived_s))
+        finally:  # a client that has its answer may leave while we wait for the rest of its body
+            if self.access is not None:
+                self._log_access(self.access, request, arrived_s)
+
+    async def _predict(self, request: SizedRequest, passage: Passage) -> None:
         stream: Any = request.stream  # Sanic's Http; declared as its base
         connection = stream.protocol
         headers = request.headers
-        rid = request_id(headers.getone("x-request-id", None))
+        rid = request.request_id = request_id(headers.getone("x-request-id", None))
         try:
-            dispatcher, rest = self.table.paths.get(request.path) or self._find(request.path)
+            dispatcher, rest, named = self.table.paths.get(request.path) or self._find(request.path)
+            passage.begin(dispatcher.meter, named=named)
             seen = {} if dispatcher.typed else handler_headers(headers.items(), rest)
             limit_ms = timeout_ms(headers.getone(TIMEOUT_HEADER)) if TIMEOUT_HEADER in headers else 0
             binary = is_binary(headers.getone("accept", "").encode("utf-8", "surrogateescape"))
             content_type = headers.getone("content-type", "")
             wanted = InferRequest(rid, content_type, seen, b"", None, binary, limit_ms)
-            answer = bodiless(await self._submitted(request, dispatcher, wanted))
+            answer = bodiless(await self._submitted(request, dispatcher, wanted, passage))
             keep_alive = stream.keep_alive and answer.status < 400
             if answer.source is not None:
-                keep_alive = await self._send_source(request, answer, rid, keep_alive=keep_alive)
+                complete = await self._send_source(request, answer, rid, keep_alive=keep_alive)
+                keep_alive = keep_alive and complete and (answer.source.length is not None or request.version == "1.1")
             else:
                 buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
                 await _when_writable(connection)
-                keep_alive = connection.put(buffers) and keep_alive
+                complete = self._put(connection, buffers, answer.status)
+            if complete:
+                passage.end(connection.answered_s)
+            else:
+                keep_alive = False
+                passage.miss("cancelled" if answer.source is None else "broken_off")
         except (RingServeError, SanicException) as error:
             keep_alive = False
-            await self._refuse(request, error, rid)
+            reason = await self._refuse(request, error, rid)
+            passage.end(connection.answered_s, reason)
+        except BaseException:
+            passage.miss("cancelled")
+            raise
         stream.keep_alive = keep_alive
         stream.response_func = None
         stream.stage = Stage.IDLE
+
+    def _put(self, connection: Any, buffers: Sequence[bytes | memoryview], status: int) -> bool:
+        """Send a response, or the head of one, and count it; false when the client is gone."""
+        connection.status = status
+        if not connection.put(buffers):
+            return False
+        if self.responses is not None:
+            self.responses.count(status)
+        return True
+
+    def _log_access(self, access: AccessLog, request: SizedRequest, arrived_s: float) -> None:
+        """Of one that was answered on this way, by us or by a route."""
+        stream: Any = request.stream
+        connection = stream.protocol
+        status, connection.status = connection.status, 0
+        rid, ended_s = request.request_id, connection.answered_s
+        if not status and stream.response is not None:
+            status, rid = stream.response.status, stream.response.headers.get("x-request-id", "")
+        if not status:
+            return  # nobody was there to be answered
+        took_s = (ended_s if ended_s > arrived_s else monotonic()) - arrived_s
+        peer = None if connection.conn_info is None else connection.conn_info.peername
+        target = request.raw_url.decode("latin-1")
+        access.add(peer, request.method, target, status, round(took_s * 1e9), rid)
 
     async def _stopped_by(self, guard: Guard, request: SizedRequest) -> bool:
         """Answer what does not get past the guard. What it brings besides its head is not read."""
@@ -181,7 +235,7 @@ class Inference:
     async def _forward(self, request: SizedRequest, forwarding: Forwarding) -> None:
         """Answer with what the supervisor says."""
         stream: Any = request.stream
-        rid = request_id(request.headers.getone("x-request-id", None))
+        rid = request.request_id = request_id(request.headers.getone("x-request-id", None))
         keep_alive = False
         try:
             body = await self._whole_body(request)
@@ -189,7 +243,8 @@ class Inference:
             keep_alive = stream.keep_alive and answer.status < 400
             buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
             await _when_writable(stream.protocol)
-            keep_alive = stream.protocol.put(buffers) and keep_alive
+            stream.protocol.status = answer.status
+            keep_alive = stream.protocol.put(buffers) and keep_alive  # the supervisor has counted it
         except (RingServeError, SanicException) as error:
             await self._refuse(request, error, rid)
         stream.keep_alive, stream.response_func, stream.stage = keep_alive, None, Stage.IDLE
@@ -209,35 +264,44 @@ class Inference:
         await self._receive(stream, landing, length, 0)
         return landing.body
 
-    async def _refuse(self, request: SizedRequest, error: BaseException, rid: str) -> None:
-        """The last answer of a connection."""
+    async def _refuse(self, request: SizedRequest, error: BaseException, rid: str) -> str:
+        """The last answer of a connection. Returns why, as a code."""
+        request.request_id = rid
         stream: Any = request.stream
         connection = stream.protocol
         # A client that still waits to be asked for its body sends none; another may be sending it.
         unread = bool(stream.request_body) and not (stream.expecting_continue and not stream.recv_buffer)
         stream.expecting_continue, stream.request_body = False, None
         await _when_writable(connection)
-        buffers = answer_buffers(self.refusal(error, request.path), rid, keep_alive=False, head_only=stream.head_only)
-        connection.put(buffers)
+        refusal = self.refusal(error, request.path)
+        answer = error_answer(refusal)
+        self._put(
+            connection,
+            answer_buffers(answer, rid, keep_alive=False, head_only=stream.head_only),
+            answer.status,
+        )
         if unread:
             ended = asyncio.Event()
             connection.linger(ended.set)
             await ended.wait()
+        return refusal.code
 
-    async def _submitted(self, request: SizedRequest, dispatcher: Dispatcher, wanted: InferRequest) -> Answer:
+    async def _submitted(
+        self, request: SizedRequest, dispatcher: Dispatcher, wanted: InferRequest, passage: Passage
+    ) -> Answer:
         """Read the body, where there is one, and wait for the answer."""
         stream: Any = request.stream
         form = is_form(wanted.content_type)
         if not stream.request_body:
-            return await self._enter(dispatcher, wanted, b"", form=form)
+            return await passage.enter(self._enter(dispatcher, wanted, b"", form=form))
         limit = self._request_bytes_max
         if stream.request_bytes_left > limit:
             raise BodyTooLarge(too_large_text(limit))
         if request.take_body():
-            return await self._enter(dispatcher, wanted, request.body, form=form)
+            return await passage.enter(self._enter(dispatcher, wanted, request.body, form=form))
         if not SOCKET_TO_SLAB:
             await request.receive_body()
-            return await self._enter(dispatcher, wanted, request.body, form=form)
+            return await passage.enter(self._enter(dispatcher, wanted, request.body, form=form))
         length: int = stream.request_bytes_left
         chunked = stream.request_body == "chunked"
         landing: Landing
@@ -262,7 +326,7 @@ class Inference:
                 pending = landing.commit()
         finally:
             dispatcher.arrivals.end()
-        return await pending
+        return await passage.enter(pending)
 
     def _enter(
         self, dispatcher: Dispatcher, wanted: InferRequest, body: bytes | bytearray | memoryview, *, form: bool
@@ -310,7 +374,7 @@ class Inference:
         stream.request_body, stream.request_bytes_left, stream.expecting_continue = None, 0, False
 
     async def _send_source(self, request: SizedRequest, answer: Answer, rid: str, *, keep_alive: bool) -> bool:
-        """Send what lies in shared memory or is still being made; whether the connection can go on."""
+        """Send what lies in shared memory or is still being made; whether that is complete."""
         stream: Any = request.stream
         source = answer.source
         assert source is not None
@@ -325,22 +389,25 @@ class Inference:
             raise
         if stream.head_only:
             source.close()
-            return stream.protocol.put((head,)) and keep_alive
+            return self._put(stream.protocol, (head,), answer.status)
         sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def on_sent(complete: bool) -> None:
             if not sent.done():
                 sent.set_result(complete)
 
+        stream.protocol.status = answer.status
+        if self.responses is not None:
+            self.responses.count(answer.status)
         stream.protocol.send_source(head, source, framed=framed, on_sent=on_sent)
-        return await sent and keep_alive
+        return await sent
 
-    def refusal(self, error: BaseException, path: str) -> Answer:
-        """How the prediction at `path` is answered that ended with `error`."""
+    def refusal(self, error: BaseException, path: str) -> RingServeError:
+        """What the client is told whose prediction at `path` ended with `error`."""
         translated = translate(error, self._request_bytes_max)
         if isinstance(translated, NoWorker):
             translated = NoWorker(_no_worker_text(path), retry_after_s=translated.retry_after_s)
-        return error_answer(translated)
+        return translated
 
     def _document(self, path: str) -> dict[str, Any]:
         """How the model at `path` is asked. Raises as `_find`."""
@@ -352,7 +419,7 @@ class Inference:
             name, model.default_version, {each: model.versions[each].signature for each in chosen}
         )
 
-    def _find(self, path: str) -> tuple[Dispatcher, str]:
+    def _find(self, path: str) -> tuple[Dispatcher, str, bool]:
         """The paths that the table does not hold literally: escapes, trailing slashes, a rest after the version."""
         segments = _segments(path)
         if not segments:
@@ -364,7 +431,7 @@ class Inference:
         dispatcher = model.versions.get(version)
         if dispatcher is None:
             raise VersionNotFound(f"Model version: {version} does not exist for model: {segments[0]}")
-        return dispatcher, "/".join(segments[2:])
+        return dispatcher, "/".join(segments[2:]), len(segments) > 1
 
 
 def _segments(path: str) -> list[str]:

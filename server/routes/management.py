@@ -101,7 +101,9 @@ class ManagementRoutes:
         self._closed = ""  # why nothing may be changed
         self.app: App = make_app("ringserve-management", request_bytes_max)
         cors = answers_preflights(cors_headers(management.settings))
-        self.guard = self.app.ctx.guard = Guard(Plane.MANAGEMENT, tokens=keyring is not None, cors=cors)
+        metrics = management.settings.metrics_address == management.settings.management_address
+        guard = Guard(Plane.MANAGEMENT, tokens=keyring is not None, cors=cors, metrics=metrics)
+        self.guard = self.app.ctx.guard = guard
         if keyring is not None:
             add_token(self.app, keyring, self._check_open, self._to_its_end)
         self.app.add_route(self._register, "/models", methods=["POST"], unquote=True)

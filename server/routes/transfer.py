@@ -50,6 +50,7 @@ class BodyConnection(HttpProtocol):
         "_stall_timer",
         "answered_s",
         "in_flight",
+        "status",
     )
 
     def _setup(self) -> None:
@@ -66,6 +67,7 @@ class BodyConnection(HttpProtocol):
         self._on_sent: Callable[[bool], None] | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self.answered_s = 0.0
+        self.status = 0  # of the last answer on Sanic's way, for the access log
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.hazmat.primitives.serialization.pkcs12 import load_key_and_certificates
 
+from ringserve.server.repository.files import open_regular
 from ringserve.server.security.tls import Tls, server_context
 from ringserve.server.settings import ConfigError, Settings
 
@@ -73,7 +74,7 @@ def load_certificate(settings: Settings) -> Certificate:
 
 def _read(key: str, path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror or error}") from None

@@ -11,14 +11,15 @@ import logging
 import math
 import os
 import secrets
-import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ringserve.protocol.errors import Internal, InvalidKey
+from ringserve.server.configuration.keys import HONOURED
 from ringserve.server.control import Credential, Keys
+from ringserve.server.repository.files import open_regular
 from ringserve.server.security.key_file import KEY_FILE_NAME, KeyFileError, remove_key_file, write_key_file
 from ringserve.server.security.tokens import KEY_CHARACTERS_MAX, NOT_RENEWED, Plane, key_problem
 from ringserve.server.settings import ConfigError, Settings
@@ -64,7 +65,11 @@ class _Held:
 
 
 def take_keys(environ: MutableMapping[str, str]) -> dict[Plane, str]:
-    """The keys of the environment, which has them no more: what we start must not inherit them."""
+    """The keys of the environment, which has them no more, nor the passwords that settings have been made of: what we start must
+    not inherit them."""
+    for key in HONOURED.values():
+        if key.secret and key.variable:
+            environ.pop(key.variable, None)
     taken = {plane: environ.pop(name, "") for plane, name in VARIABLES.items()}
     return {plane: key for plane, key in taken.items() if key}
 
@@ -90,10 +95,8 @@ def given_keys(settings: Settings, environment: Mapping[Plane, str]) -> dict[Pla
 def read_key(path: Path) -> tuple[str, _Seen]:
     """The key in a file, without blanks and line ends around it. Raises `ValueError` saying why it holds none."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{path}: expected a file with a key, got something else")
             text = file.read(KEY_CHARACTERS_MAX * 2).decode("latin-1").strip()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -23,6 +23,7 @@ class Plane(StrEnum):
 REFUSED = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
 NOT_RENEWED = "Token Authentication failed. Token either incorrect, expired, or not provided correctly"
 TOKEN_PATH = "/token"
+METRICS_PATH = "/metrics"
 KEY_CHARACTERS_MIN, KEY_CHARACTERS_MAX = 8, 1024
 _KEY = re.compile(r"[\x21-\x7e]*")
 _BEARER = re.compile(rb"Bearer[ \t]+(\S+)[ \t]*")  # the word is case-sensitive, as in TorchServe
@@ -67,11 +68,14 @@ class Gate:
 
 
 class Gates:
-    """The gates of one listener, which is `own`'s; with `both` it takes what is management's as well."""
+    """The gates of one listener, which is `own`'s; with `both` it takes what is management's as well. With `metrics` it serves those
+    too, to everybody."""
 
-    def __init__(self, own: Plane, *, both: bool = False) -> None:
+    def __init__(self, own: Plane, *, both: bool = False, metrics: bool = False) -> None:
         self._own = own
         self._both = both
+        self._open_prefixes = (_OPEN_PREFIX, METRICS_PATH + "/") if metrics else (_OPEN_PREFIX,)
+        self._open = _OPEN | {METRICS_PATH} if metrics else _OPEN
         self._gates = {plane: Gate() for plane in Plane}
 
     def set(self, credentials: Mapping[Plane, Sequence[Credential]]) -> None:
@@ -84,7 +88,7 @@ class Gates:
     def plane(self, path: str, *, managements: bool) -> Plane | None:
         """Whose key a request for this path needs, None for nobody's; `managements`: on a listener of both, whether it is passed on."""
         bare = path.rstrip("/")
-        if bare in _OPEN or path.startswith(_OPEN_PREFIX):
+        if bare in self._open or path.startswith(self._open_prefixes):
             return None
         if bare == TOKEN_PATH and (self._both or self._own is Plane.MANAGEMENT):
             return Plane.API

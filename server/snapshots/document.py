@@ -29,6 +29,7 @@ KEY = "model_snapshot"
 OURS = "ringserve"
 REPOSITORY, NOT_RESTORED = "repository", "notRestored"
 BYTES_MAX = 64 << 20
+EVERY_VERSION = "all"  # of a model of which none can be told
 COMMENT = "Saving snapshot"  # TorchServe's
 PLACEMENT_KEYS = ("devices", "placement", "deviceType", "deviceIds")
 
@@ -141,7 +142,7 @@ def parse_state(text: str) -> State:
     except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
         raise SnapshotError(f"{KEY}: expected a JSON object, got text that does not parse: {error}") from None
     top = _object(document, KEY)
-    ours = _object(top.get(OURS, {}), f"{KEY}.{OURS}")
+    ours = _ours(top)
     records: list[VersionRecord] = []
     problems: list[Problem] = []
     sections = (
@@ -170,10 +171,23 @@ def _counts_none(top: dict[str, Any]) -> bool:
     return none
 
 
+def _ours(top: dict[str, Any]) -> dict[str, Any]:
+    """What stands there as it should; the rest must not keep the models from being restored."""
+    sound: dict[str, Any] = {}
+    try:
+        for name, section in _object(top.get(OURS, {}), OURS).items():
+            sound[name] = _object(section, f"{OURS}.{name}")
+    except SnapshotError as error:
+        logger.error("%s: %s: not restored.", KEY, error)
+    return sound
+
+
 def _versions(section: Any, where: str) -> Iterator[tuple[str, str, Any]]:
     for model, versions in _object({} if section is None else section, where).items():
-        for version, raw in _object(versions, f"{where}.{model}").items():
-            yield model, version, raw
+        if isinstance(versions, dict):
+            yield from ((model, version, raw) for version, raw in versions.items())
+        else:
+            yield model, EVERY_VERSION, versions
 
 
 def _record(model: str, version: str, raw: Any) -> VersionRecord:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from ringserve.protocol.errors import InvalidModel, RingServeError
 from ringserve.server.registry import ModelVersion, Registry
+from ringserve.server.repository.allowed_urls import shortened
 from ringserve.server.settings import Settings
 from ringserve.server.snapshots.document import SnapshotError, State, VersionRecord, parse_state
 
@@ -33,7 +34,7 @@ class Lost:
         self._reasons[model, version] = reason
         if record is not None:
             self._records[model, version] = record
-        logger.error("Not restored: model %s version %s: %s", model, version, reason)
+        logger.error("Not restored: model %s version %s: %s", *map(shortened, (model, version, reason)))
 
     def forget(self, model: str, version: str | None) -> bool:
         """Somebody unregisters it, or all of a model that has no version left; whether there was anything."""

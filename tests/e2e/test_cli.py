@@ -27,7 +27,7 @@ class CommandLine:
         self.store.mkdir()
         # Started and stopped by commands; used here to look for what they leave.
         self.watch = ServerProcess(self.store, folder=folder)
-        self.watch.log_file = folder / "logs" / "ringserve.log"
+        self.watch.log_file = folder / "logs" / "ts_log.log"
         self.pid_file = self.watch.tmp_dir / ".model_server.pid"
         self.write_config({})
 

@@ -93,7 +93,7 @@ def test_process_1_reaps_orphans_goes_on_with_a_new_instance_and_passes_signals_
 
     init.send_signal(signal.SIGTERM)
     assert container.unshare.wait(10) == 0
-    log = (server.folder / "logs" / "ringserve.log").read_text()
+    log = (server.folder / "logs" / "ts_log.log").read_text()
     assert "stopping: answering what is in flight" in log, "the new instance was told"
 
 

@@ -26,7 +26,7 @@ class Site:
         self.watch = ServerProcess(self.store, folder=folder)
         self.watch.config.update({"default_workers_per_model": 1, "drain_timeout": 2})
         self.watch.config_file.write_text("".join(f"{key}={value}\n" for key, value in self.watch.config.items()))
-        self.watch.log_file = folder / "logs" / "ringserve.log"
+        self.watch.log_file = folder / "logs" / "ts_log.log"
         self.management = httpx.Client(base_url=self.watch.management_url, trust_env=False, timeout=30)
 
     def run(self, *words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

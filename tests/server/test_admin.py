@@ -1,5 +1,6 @@
 """What `ringserve status` is told, and how it shows it."""
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -81,6 +82,9 @@ def test_no_models_are_said_in_words() -> None:
 
 class Files:
     """A repository with one file of each kind."""
+
+    accepted = 0
+    refused: Counter[str] = Counter()
 
     def report(self) -> list[dict[str, Any]]:
         return [{"file": f"{state}.mar", "state": state, "reason": ""} for state in ("served", "refused", "loading")]

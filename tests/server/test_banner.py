@@ -27,3 +27,5 @@ def test_it_has_torchserves_lines_with_what_is_so() -> None:
 
 def test_no_password_is_in_it() -> None:
     assert "s3cret" not in banner(Settings(keystore_pass="s3cret"), gpus=0)
+    models = ("a=https://u:s3cret@h/a.mar?s3cret",)
+    assert "s3cret" not in banner(Settings(models=models), gpus=0)

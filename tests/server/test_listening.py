@@ -168,3 +168,9 @@ def test_a_successor_has_the_files_once_it_serves(path: str) -> None:
 def test_what_is_inherited_must_listen() -> None:
     with pytest.raises(ConfigError, match="expected a listening socket"):
         ListeningSockets({"inference": Address("127.0.0.1", 0)}, {"inference": socket.socket()})
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_what_no_host_can_be_called_is_named(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"^inference_address: .* cannot be bound: expected the name of a host$"):
+        listen("inference", Address(host, 1))

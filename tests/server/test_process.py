@@ -7,7 +7,7 @@ from collections import deque
 
 import pytest
 
-from ringserve.server.process import LAST_LINES_MAX, READ_BYTES, TAIL_LINES, _Output
+from ringserve.server.process import LAST_LINES_MAX, READ_BYTES, TAIL_LINES, _Output, output_logger
 
 
 def heard(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -19,7 +19,7 @@ def test_a_flood_is_taken_in_small_portions_and_whole_at_the_end(caplog: pytest.
 
     async def act() -> None:
         ours, theirs = os.pipe()
-        output = _Output(ours, "W", deque(maxlen=TAIL_LINES))
+        output = _Output(ours, "W-stdout", logging.INFO, output_logger, deque(maxlen=TAIL_LINES), lambda line: False)
         os.write(theirs, b"\n" * 10_000 + b"last words")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -30,9 +30,9 @@ def test_a_flood_is_taken_in_small_portions_and_whole_at_the_end(caplog: pytest.
 
     asyncio.run(act())
     left_out, *lines, last = heard(caplog)
-    assert left_out.startswith("W (")
+    assert left_out.startswith("(")
     assert left_out.endswith(" lines are left out here)")
-    assert (len(lines), last) == (LAST_LINES_MAX, "W last words")
+    assert (len(lines), last) == (LAST_LINES_MAX, "last words")
 
 
 def test_lines_come_whole_and_the_last_needs_no_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -41,7 +41,7 @@ def test_lines_come_whole_and_the_last_needs_no_end(caplog: pytest.LogCaptureFix
 
     async def act() -> None:
         ours, theirs = os.pipe()
-        output = _Output(ours, "W", tail)
+        output = _Output(ours, "W-stdout", logging.INFO, output_logger, tail, lambda line: False)
         os.write(theirs, b"one\ntw")
         output.read()
         os.write(theirs, b"o\nthree")
@@ -49,5 +49,21 @@ def test_lines_come_whole_and_the_last_needs_no_end(caplog: pytest.LogCaptureFix
         output.read_last()
 
     asyncio.run(act())
-    assert heard(caplog) == ["W one", "W two", "W three"]
+    assert heard(caplog) == ["one", "two", "three"]
     assert list(tail) == ["one", "two", "three"]
+
+
+def test_a_line_has_the_level_of_its_stream_but_our_own_say_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "ringserve.output")
+
+    async def act() -> None:
+        for source, level in (("W-stdout", logging.INFO), ("W-stderr", logging.WARNING)):
+            ours, theirs = os.pipe()
+            output = _Output(ours, source, level, output_logger, deque(maxlen=TAIL_LINES), lambda line: False)
+            os.write(theirs, b"said\nERROR ringserve.worker broke\nINFO ringserve fine\nERROR mine broke\n")
+            os.close(theirs)
+            output.read_last()
+
+    asyncio.run(act())
+    levels = [record.levelname for record in caplog.records]
+    assert levels == ["INFO", "ERROR", "INFO", "INFO", "WARNING", "ERROR", "INFO", "WARNING"]

@@ -34,7 +34,7 @@ class Applied:
         self.table = RouteTable()
         self.new: list[int] = []
 
-    def apply(self, table: Routes) -> dict[str, tuple[Dispatcher, str]]:
+    def apply(self, table: Routes) -> dict[str, tuple[Dispatcher, str, bool]]:
         """On a loop, because dispatchers are made on one."""
 
         async def on_loop() -> None:
@@ -49,9 +49,9 @@ def test_a_model_has_a_path_of_its_own_and_one_for_each_version() -> None:
     paths = applied.apply(routes(version(1), version(2, name="2.0"), default="2.0"))
     one, two = applied.table.dispatchers[1], applied.table.dispatchers[2]
     assert paths == {
-        "/predictions/m/1.0": (one, ""),
-        "/predictions/m/2.0": (two, ""),
-        "/predictions/m": (two, ""),
+        "/predictions/m/1.0": (one, "", True),
+        "/predictions/m/2.0": (two, "", True),
+        "/predictions/m": (two, "", False),
     }
     assert applied.new == [1, 2]
 

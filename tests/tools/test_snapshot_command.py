@@ -113,3 +113,19 @@ def test_one_that_is_not_there_or_torn_is_told(logs: Path) -> None:
         result = call(logs, "show", name)
         assert result.exit_code == 1
         assert reason in result.stderr
+
+
+def test_nothing_prints_the_password_of_a_keystore_that_torchserve_wrote_down(logs: Path) -> None:
+    path = folder_of(logs) / THEIRS
+    path.write_text("keystore_pass=hunter2\nload_models=https://u:hunter2@h/a.mar?hunter2\n" + path.read_text())
+    for words in (("show", THEIRS), ("show", THEIRS, "--json"), ("diff", THEIRS, OURS), ("diff", OURS, THEIRS)):
+        result = call(logs, *words)
+        assert result.exit_code == 0
+        assert "hunter2" not in result.output
+    assert "keystore_pass=***" in call(logs, "show", THEIRS).output
+
+
+def test_what_diff_prints_is_not_obeyed_by_a_terminal(logs: Path) -> None:
+    state = State((VersionRecord("m\x1b[2J", "1.0", "m.mar"),))
+    made = SnapshotStore(folder_of(logs), 9, lambda: datetime(2026, 11, 23)).write("snapshot", state, [])
+    assert "\x1b" not in call(logs, "diff", OURS, made.name).output

@@ -18,7 +18,8 @@ import psutil
 from ringserve.protocol.errors import RingServeError
 from ringserve.server.handover import NotHandedOver
 from ringserve.server.init_process import become_init
-from ringserve.server.instance import log_to_stderr, run_server, started_how, stop_server, take_over
+from ringserve.server.instance import run_server, started_how, stop_server, take_over
+from ringserve.server.logs.setup import CONSOLE_FILE, TS_LOG_FILE, Logs
 from ringserve.server.pid_file import MODULE, AlreadyRunning, PidFileError, pid_file, running_pid
 from ringserve.server.settings import ConfigError, Settings, check
 from ringserve.tools.cli.flags import check_files, check_more_files, settings_flags, settings_of, told, warned
@@ -94,9 +95,10 @@ def serve(
     """Be the server, until it is told to stop. Raises what `run_server` does."""
     if os.getpid() == 1:
         become_init(str(pid_file()))
-    log_to_stderr()
+    logs = Logs(settings.log_location, settings.log_format)
 
     def started() -> None:
+        logs.flush()
         click.echo("Model server started.")
         sys.stdout.flush()
         if ready_fd is not None:
@@ -105,10 +107,13 @@ def serve(
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
     words = start_words(sys.argv[1:])
-    if running is None:
-        run_server(settings, started, words)
-    else:
-        take_over(settings, started, words, running, as_before=as_before)
+    try:
+        if running is None:
+            run_server(settings, started, words)
+        else:
+            take_over(settings, started, words, running, as_before=as_before)
+    finally:
+        logs.close()
 
 
 def start_in_background(
@@ -121,11 +126,13 @@ def start_in_background(
 ) -> tuple[int, Path | None]:
     """Start the server in the foreground of a new session, its log in that folder, or where our own output goes; its pid and its log
     when it listens. Raises `NotStarted`."""
-    log_path = None if log_location is None else (folder or Path.cwd()) / log_location / "ringserve.log"
+    console = None if log_location is None else (folder or Path.cwd()) / log_location / CONSOLE_FILE
+    log_path = None if console is None else console.with_name(TS_LOG_FILE)
+    before = [(path, _size(path)) for path in (log_path, console) if path is not None]
     ready_read, ready_write = os.pipe()
     command = [sys.executable, "-P", "-m", MODULE, *words, "--foreground", f"--ready-fd={ready_write}"]
     try:
-        with _opened(log_path) as log:
+        with _opened(console) as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -148,18 +155,36 @@ def start_in_background(
     if not readable:
         raise NotStarted(f"RingServe (pid {process.pid}) has not started listening within {patience_s:.0f} s{see}.")
     if _exited(process):
-        lines = [] if log_path is None else log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        lines = [line for path, size in before for line in _lines_from(path, size)][-LOG_TAIL_LINES:]
         said = f"RingServe did not start (exit code {process.returncode}){see}."
         raise NotStarted("\n".join([*lines, said]))
     return process.pid, None if log_path is None else _shown(log_path)
 
 
-def _opened(log_path: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
-    """Raises `OSError`."""
-    if log_path is None:
+def _opened(console: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | int | None]:
+    """Where a server in the background prints what no log has; nowhere when that cannot be written, which is said."""
+    if console is None:
         return contextlib.nullcontext()
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    return log_path.open("ab")
+    try:
+        console.parent.mkdir(parents=True, exist_ok=True)
+        return console.open("ab")
+    except OSError as error:
+        click.echo(f"RingServe starts without logs: {console.parent} cannot be written: {error}.", err=True)
+        return contextlib.nullcontext(subprocess.DEVNULL)
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _lines_from(path: Path, size: int) -> list[str]:
+    """What has come to a log since it had that size, as far as it is still there."""
+    with contextlib.suppress(OSError), path.open("rb") as log:
+        log.seek(size)
+        return log.read().decode(errors="replace").splitlines()
+    return []
 
 
 def _shown(path: Path) -> Path:

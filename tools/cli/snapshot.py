@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 could not be done, and stderr says why; 2 wrong usage. `di
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ import click
 import orjson
 import psutil
 
+from ringserve.server.configuration.keys import HONOURED
+from ringserve.server.configuration.sources import HIDDEN, without_credentials
 from ringserve.server.pid_file import PidFileError, running_pid
 from ringserve.server.snapshots.comparison import compare, compare_running
 from ringserve.server.snapshots.document import KEY, Snapshot, SnapshotError, VersionRecord, read_snapshot, render_state
@@ -61,12 +64,12 @@ def show(name: str | None, log_location: Path, as_json: bool) -> None:
     """Print what a snapshot says, by default the newest one that can be read."""
     path, found = _read(Path(log_location), name)
     if as_json:
-        _print_json({**found.properties, KEY: orjson.loads(render_state(found.state))})
+        _print_json({**_shown_properties(found), KEY: orjson.loads(render_state(found.state))})
         return
     records = found.state.records
     rows = [_model_row(each) for each in sorted(records, key=lambda each: (each.model, each.version))]
     broken = [f"  {each.model} {each.version}: {each.reason}" for each in found.state.problems]
-    settings = [f"  {key}={_plain(value)}" for key, value in sorted(found.properties.items())]
+    settings = [f"  {key}={_plain(value)}" for key, value in sorted(_shown_properties(found).items())]
     _print(
         [
             f"Snapshot {path.name}",
@@ -88,11 +91,11 @@ def diff(before: str, after: str, log_location: Path, as_json: bool) -> None:
     if after == RUNNING:
         sentences = compare_running(old.state, _running())
     else:
-        sentences = compare(old, _read(Path(log_location), after)[1])
+        sentences = compare(*map(_without_secrets, (old, _read(Path(log_location), after)[1])))
     if as_json:
         _print_json(sentences)
     else:
-        _print(sentences or ["No differences."])
+        _print(list(map(_plain, sentences)) or ["No differences."])
 
 
 @snapshot.command()
@@ -217,6 +220,19 @@ def _span(low: int | None, high: int | None) -> str:
 
 def _said(number: int | None) -> str:
     return "-" if number is None else str(number)
+
+
+def _shown_properties(found: Snapshot) -> dict[str, str]:
+    """TorchServe writes the password of its keystore as well."""
+    secret = {name for name, key in HONOURED.items() if key.secret}
+    return {
+        key: HIDDEN if key in secret and value else without_credentials(value)
+        for key, value in found.properties.items()
+    }
+
+
+def _without_secrets(found: Snapshot) -> Snapshot:
+    return replace(found, properties=_shown_properties(found))
 
 
 def _plain(text: str) -> str:

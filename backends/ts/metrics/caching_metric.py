@@ -1,53 +1,56 @@
 """A metric that a handler has registered."""
 
 import logging
+import math
 from collections.abc import Sequence
+from typing import SupportsFloat, cast
 
 from ringserve.backends.ts.metrics.dimension import Dimension
-from ringserve.backends.ts.metrics.metric_cache_errors import MetricsCacheValueError
+from ringserve.backends.ts.metrics.metric_abstract import MetricAbstract
 from ringserve.backends.ts.metrics.metric_type_enum import MetricTypes
-from ringserve.backends.ts.metrics.wire import emit, metric_line, now_s
+from ringserve.backends.ts.metrics.sink import current
 
 LOGGER = logging.getLogger("ringserve.model")
 
+_WHOLE_NUMBERS = range(-(2**63), 2**63)  # that any message can carry
 
-class CachingMetric:
-    """Name, unit and dimension names. Every value is reported at once; who reads the reports adds them up."""
 
-    def __init__(
-        self,
-        metric_name: str,
-        unit: str,
-        dimension_names: Sequence[str] = (),
-        metric_type: MetricTypes = MetricTypes.COUNTER,
+class CachingMetric(MetricAbstract):
+    """Every value is reported at once; who takes the reports adds them up."""
+
+    def add_or_update(
+        self, value: float, dimension_values: Sequence[object] | None = (), request_id: str | None = ""
     ) -> None:
-        self.metric_name = metric_name
-        self.unit = unit
-        self.dimension_names = list(dimension_names)
-        self.metric_type = metric_type
-
-    def add_or_update(self, value: float, dimension_values: Sequence[object] = (), request_id: str = "") -> None:
-        """Report `value`. A counter that would go down and a value that is not finite are logged and not reported.
-
-        Raises `MetricsCacheValueError` unless there is one value per dimension name.
-        """
-        if len(dimension_values) != len(self.dimension_names):
-            raise MetricsCacheValueError(
-                f"The metric {self.metric_name} has the dimensions {self.dimension_names},"
-                f" got {len(dimension_values)} values."
-            )
-        if self.metric_type is MetricTypes.COUNTER and value < 0:
-            LOGGER.error("The counter %s cannot go down by %s: not reported", self.metric_name, value)
-            return
-        pairs = [(name, str(item)) for name, item in zip(self.dimension_names, dimension_values, strict=True)]
-        kind = self.metric_type.name
+        """Report `value`, with one dimension value for each name. What cannot be reported is logged and not raised: a prediction
+        does not fail over a metric."""
         try:
-            line = metric_line(self.metric_name, self.unit, value, pairs, kind, request_id, now_s())
-        except ValueError as error:
-            LOGGER.error("Not reported: %s", error)
+            number = self._checked(value, dimension_values)
+        except (TypeError, ValueError) as error:
+            LOGGER.error("The metric %s is not updated: %s", self.metric_name, error)
             return
-        emit(line)
+        dimensions = list(zip(self.dimension_names, map(str, dimension_values or ()), strict=True))
+        current().report(self.metric_name, self.unit, self.metric_type.name, dimensions, number, request_id or "")
 
     def update(self, value: float, request_id: str = "", dimensions: Sequence[Dimension] = ()) -> None:
-        """The older form of `add_or_update`."""
+        """The older form of `add_or_update`: the metric has these dimensions from now on."""
+        self.dimension_names = [dimension.name for dimension in dimensions]
         self.add_or_update(value, [dimension.value for dimension in dimensions], request_id)
+
+    def _checked(self, value: object, dimension_values: Sequence[object] | None) -> float:
+        """The number that `value` is. Raises `TypeError` or `ValueError`."""
+        if dimension_values is None or len(dimension_values) != len(self.dimension_names):
+            raise ValueError(f"expected values for the dimensions {self.dimension_names}, got {dimension_values}")
+        # Frameworks give numbers of their own kinds; Python's whole numbers are reported as such.
+        number = value if type(value) is int and value in _WHOLE_NUMBERS else _as_float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"expected a finite number, got {number}")
+        if self.metric_type is MetricTypes.COUNTER and number < 0:
+            raise ValueError(f"expected a counter to grow, got {number}")
+        return number
+
+
+def _as_float(value: object) -> float:
+    try:
+        return float(cast(SupportsFloat, value))
+    except OverflowError:
+        raise ValueError("expected a number of 64 bits, got a longer one") from None

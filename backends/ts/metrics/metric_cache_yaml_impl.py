@@ -1,84 +1,50 @@
-"""`context.metrics`: TorchServe's custom metrics API."""
+"""`context.metrics`: TorchServe's custom metrics API, over the metrics that a file in the format of metrics.yaml lists."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
+
+import yaml
 
 from ringserve.backends.ts.metrics.caching_metric import CachingMetric
-from ringserve.backends.ts.metrics.dimension import Dimension
-from ringserve.backends.ts.metrics.metric_cache_errors import MetricsCacheKeyError, MetricsCacheValueError
+from ringserve.backends.ts.metrics.metric_cache_abstract import MetricCacheAbstract
+from ringserve.backends.ts.metrics.metric_cache_errors import (
+    MetricsCacheIOError,
+    MetricsCacheKeyError,
+    MetricsCachePyYamlError,
+    MetricsCacheTypeError,
+    MetricsCacheValueError,
+)
 from ringserve.backends.ts.metrics.metric_type_enum import MetricTypes
 
-TIME_UNITS = ("ms", "s")
-SIZE_UNITS = ("MB", "kB", "GB", "B")
-
-Dimensions = Sequence[Dimension] | None
+LOGGER = logging.getLogger("ringserve.model")
 
 
-class MetricsCacheYamlImpl:
-    """The metrics of one model. `request_ids` are those of the batch being answered."""
+class MetricsCacheYamlImpl(MetricCacheAbstract):
+    """In a server, the metrics that are listed are registered from the start, and there is no file. The unit test of a handler may
+    give one, and calls `initialize_cache`."""
 
-    def __init__(self, model_name: str) -> None:
-        self.model_name = model_name
-        self.request_ids: Sequence[str] = ()
-        self._cache: dict[tuple[str, MetricTypes], CachingMetric] = {}
+    def __init__(self, config_file_path: str | None = None) -> None:
+        super().__init__(config_file_path)
+        self._parsed_file: Any = {} if config_file_path is None else _parse(config_file_path)
 
-    def add_metric(
-        self,
-        name: str,
-        value: float,
-        unit: str,
-        idx: int | None = None,
-        dimensions: Dimensions = None,
-        metric_type: MetricTypes = MetricTypes.COUNTER,
-    ) -> None:
-        """Report `value`, for row `idx` of the batch or for all of it, with the model's name and level as dimensions."""
-        every = self._with_model(dimensions)
-        metric = self._cached(name, unit, [dimension.name for dimension in every], metric_type)
-        metric.add_or_update(value, [dimension.value for dimension in every], self._request_id(idx))
-
-    def add_counter(self, name: str, value: float, idx: int | None = None, dimensions: Dimensions = None) -> None:
-        """Add to a count."""
-        self.add_metric(name, value, "count", idx, dimensions, MetricTypes.COUNTER)
-
-    def add_time(
-        self,
-        name: str,
-        value: float,
-        idx: int | None = None,
-        unit: str = "ms",
-        dimensions: Dimensions = None,
-        metric_type: MetricTypes = MetricTypes.GAUGE,
-    ) -> None:
-        """Report a duration in `ms` or `s`. Raises `MetricsCacheValueError` for another unit."""
-        _check_unit(unit, TIME_UNITS)
-        self.add_metric(name, value, unit, idx, dimensions, metric_type)
-
-    def add_size(
-        self,
-        name: str,
-        value: float,
-        idx: int | None = None,
-        unit: str = "MB",
-        dimensions: Dimensions = None,
-        metric_type: MetricTypes = MetricTypes.GAUGE,
-    ) -> None:
-        """Report a size in `MB`, `kB`, `GB` or `B`. Raises `MetricsCacheValueError` for another unit."""
-        _check_unit(unit, SIZE_UNITS)
-        self.add_metric(name, value, unit, idx, dimensions, metric_type)
-
-    def add_percent(
-        self,
-        name: str,
-        value: float,
-        idx: int | None = None,
-        dimensions: Dimensions = None,
-        metric_type: MetricTypes = MetricTypes.GAUGE,
-    ) -> None:
-        """Report a share in percent."""
-        self.add_metric(name, value, "percent", idx, dimensions, metric_type)
-
-    def add_error(self, name: str, value: float, dimensions: Dimensions = None) -> None:
-        """Count an error."""
-        self.add_metric(name, value, "", None, [*(dimensions or ()), Dimension("Level", "Error")])
+    def initialize_cache(self) -> None:
+        """Register the metrics of the file's section `model_metrics`. Raises one of metric_cache_errors.py for what is wrong with
+        it."""
+        section = self._parse_metrics_section()
+        if not section:
+            raise MetricsCacheValueError("Missing `model_metrics` specification")
+        for kind, metrics in section.items():
+            try:
+                metric_type = MetricTypes(kind)
+            except ValueError as error:
+                raise MetricsCacheKeyError(f"Invalid metric type: {error}") from None
+            for metric in metrics:
+                try:
+                    name, unit, dimensions = metric["name"], metric["unit"], metric["dimensions"]
+                except KeyError as error:
+                    raise MetricsCacheKeyError(f"Key not found in cache spec: {error}") from None
+                self.add_metric_to_cache(name, unit, dimensions, metric_type)
 
     def add_metric_to_cache(
         self,
@@ -87,38 +53,54 @@ class MetricsCacheYamlImpl:
         dimension_names: Sequence[str] = (),
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> CachingMetric:
-        """Register a metric without reporting anything; report with what is returned."""
+        """Register a metric without reporting anything; report with what is returned. Raises `MetricsCacheTypeError`."""
+        _check_type(metric_name, str, "`metric_name` must be a str")
+        _check_type(unit, str, "`unit` must be a str")
+        _check_type(metric_type, MetricTypes, "`metric_type` must be a MetricTypes enum")
+        _check_type(
+            dimension_names or [], (list, tuple), "`dimension_names` should be a list of dimension name strings"
+        )
         metric = CachingMetric(metric_name, unit, dimension_names, metric_type)
-        self._cache[metric_name, metric_type] = metric
+        known = self.cache.setdefault(metric_type, {})
+        if metric_name in known:
+            LOGGER.warning(
+                "The %s %s is registered again, and takes the place of the first", metric_type.value, metric_name
+            )
+        known[metric_name] = metric
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> CachingMetric:
         """A registered metric. Raises `MetricsCacheKeyError` when there is none of that name and type."""
-        metric = self._cache.get((metric_name, metric_type))
-        if metric is None:
-            raise MetricsCacheKeyError(f"no {metric_type.value} called {metric_name}")
-        return metric
+        _check_type(metric_name, str, "`metric_name` must be a str")
+        _check_type(metric_type, MetricTypes, "`metric_type` must be a MetricTypes enum")
+        try:
+            return self.cache[metric_type][metric_name]
+        except KeyError:
+            raise MetricsCacheKeyError(
+                f"Metric of type '{metric_type}' and name '{metric_name}' doesn't exist"
+            ) from None
 
-    def _cached(self, name: str, unit: str, names: list[str], metric_type: MetricTypes) -> CachingMetric:
-        metric = self._cache.get((name, metric_type))
-        if metric is None or metric.dimension_names != names or metric.unit != unit:
-            return self.add_metric_to_cache(name, unit, names, metric_type)
-        return metric
+    def cache_keys(self) -> list[str]:
+        """What is registered, each as `type:name`."""
+        return [f"{kind.value}:{name}" for kind, metrics in self.cache.items() for name in metrics]
 
-    def _with_model(self, dimensions: Dimensions) -> list[Dimension]:
-        # A list of our own: TorchServe appends to the caller's, which then grows with every call.
-        every = list(dimensions or ())
-        names = {dimension.name for dimension in every}
-        if "ModelName" not in names:
-            every.append(Dimension("ModelName", self.model_name))
-        if "Level" not in names:
-            every.append(Dimension("Level", "Model"))
-        return every
-
-    def _request_id(self, idx: int | None) -> str:
-        return ",".join(self.request_ids) if idx is None else self.request_ids[idx]
+    def _parse_metrics_section(self, key: str = "model_metrics") -> Any:
+        try:
+            return self._parsed_file[key]
+        except (KeyError, TypeError):
+            raise MetricsCacheKeyError(f"'{key}' key not found in yaml file: {self.config_file_path}") from None
 
 
-def _check_unit(unit: str, accepted: tuple[str, ...]) -> None:
-    if unit not in accepted:
-        raise MetricsCacheValueError(f"The unit {unit!r} is none of {', '.join(accepted)}.")
+def _parse(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise MetricsCachePyYamlError(f"Error parsing file {path}: {error}") from error
+    except OSError as error:
+        raise MetricsCacheIOError(f"Error reading file {path}: {error}") from error
+
+
+def _check_type(value: object, expected: type | tuple[type, ...], message: str) -> None:
+    if not isinstance(value, expected):
+        raise MetricsCacheTypeError(message)

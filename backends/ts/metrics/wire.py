@@ -1,25 +1,11 @@
-"""The line in which a worker reports one metric value: TorchServe's, so that anything that parses it keeps working.
+"""The line that stands for one metric value: TorchServe's, so that anything that parses it keeps working.
 
 [METRICS]Name.Unit:value|#Dim:val,Dim:val|#type:GAUGE|#hostname:H,EPOCH[,request id,...]
 """
 
-import math
 import socket
 import sys
-import time
 from collections.abc import Sequence
-
-UNITS = {
-    "ms": "Milliseconds",
-    "s": "Seconds",
-    "percent": "Percent",
-    "count": "Count",
-    "MB": "Megabytes",
-    "GB": "Gigabytes",
-    "kB": "Kilobytes",
-    "B": "Bytes",
-    "": "unit",
-}
 
 # The characters that the line's grammar owns; in a name or a value they would start another field, or another line.
 _OWNED = str.maketrans(dict.fromkeys(":,|#\r\n", "_"))
@@ -35,23 +21,15 @@ def metric_line(
     request_ids: str,
     now_s: float,
 ) -> str:
-    """The line without its end. `now_s` is seconds since the epoch. Raises ValueError for a value that is not finite."""
-    number = value if type(value) is int else float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"the metric {name} has no line for the value {number}")
+    """The line without its end. `now_s` is seconds since the epoch."""
     labels = ",".join(f"{key.translate(_OWNED)}:{text.translate(_OWNED)}" for key, text in dimensions)
-    digits = repr(number).replace("+", "")  # the grammar's numbers have no plus sign: 1e20
+    digits = repr(value).replace("+", "")  # the grammar's numbers have no plus sign: 1e20
     ids = f",{request_ids}" if request_ids else ""
-    head = f"[METRICS]{name.translate(_OWNED)}.{UNITS.get(unit, unit).translate(_OWNED)}:{digits}"
+    head = f"[METRICS]{name.translate(_OWNED)}.{unit.translate(_OWNED)}:{digits}"
     return f"{head}|#{labels}|#type:{metric_type}|#hostname:{_HOSTNAME},{int(now_s)}{ids}"
 
 
-def emit(line: str) -> None:
-    """Report to whoever reads the worker's stdout. One write, flushed: lines of several threads stay whole."""
+def print_line(line: str) -> None:
+    """To whoever reads stdout. One write, flushed: lines of several threads stay whole."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def now_s() -> float:
-    """Seconds since the epoch."""
-    return time.time()

@@ -6,6 +6,7 @@ that asks for an explanation or a description takes the hook of that name instea
 
 import logging
 import os
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ class BaseHandler:
 
     def handle(self, data: Any, context: Any) -> Any:
         """Answer one batch."""
+        began_s = time.perf_counter()
         self.context = context
         if os.environ.get("ENABLE_TORCH_PROFILER"):
             output, _ = self._infer_with_profiler(data)
@@ -136,6 +138,7 @@ class BaseHandler:
                 output = self.explain_handle(prepared, data)
             else:
                 output = self.postprocess(self.inference(prepared))
+        context.metrics.add_time("HandlerTime", round((time.perf_counter() - began_s) * 1000, 2))
         return output
 
     def _infer_with_profiler(self, data: Any) -> tuple[Any, Any]:

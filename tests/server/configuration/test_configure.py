@@ -1,5 +1,6 @@
 """Who wins: command line > environment > config.properties > what a snapshot remembers > default, and what is said about it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -360,6 +361,16 @@ def test_a_flag_is_bounded_as_its_key_is(place: Place) -> None:
 # ---- what is remembered
 
 
+def test_a_signed_url_is_not_remembered_and_its_next_signature_is_no_difference(place: Place) -> None:
+    place.write("config.properties", "load_models=https://u:p@h/a.mar?sig=1\n")
+    pairs = remembered_properties(place.configure())
+    assert dict(pairs) == {"load_models": "https://***@h/a.mar?***"}
+    place.write("config.properties", "load_models=https://u:p@h/a.mar?sig=2\n")
+    place.remember(write_properties(pairs))
+    after = place.configure()
+    assert (after.models, after.notes) == (("https://u:p@h/a.mar?sig=2",), ())
+
+
 def test_what_was_said_is_remembered_and_comes_back(place: Place) -> None:
     place.write(
         "config.properties",
@@ -451,6 +462,7 @@ def test_any_file_is_either_understood_or_refused_in_sentences(
     [
         ("keystore_pass", "secret", "***"),
         ("models", ("https://u:p@h/a.mar", "b"), "https://***@h/a.mar,b"),
+        ("models", ("a=https://u:p@ss@h/a.mar?X-Amz-Signature=5", "b"), "a=https://***@h/a.mar?***,b"),
         ("keystore_pass", "", ""),
         ("cache_dir", None, ""),
         ("access_log", True, "true"),
@@ -462,3 +474,9 @@ def test_any_file_is_either_understood_or_refused_in_sentences(
 )
 def test_a_value_is_shown_short_on_one_line_and_without_secrets(name: str, value: Any, text: str) -> None:
     assert shown(name, value) == text
+
+
+def test_a_configuration_is_a_file_and_no_pipe(place: Place) -> None:
+    os.mkfifo(place.folder / "pipe")
+    with pytest.raises(ConfigError, match=r"^--ts-config file pipe cannot be read: .*got a named pipe"):
+        place.configure({"--ts-config": Path("pipe")})

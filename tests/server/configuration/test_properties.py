@@ -94,3 +94,14 @@ def test_half_a_character_is_none() -> None:
 def test_any_text_is_a_properties_file(text: str) -> None:
     lines = [each.line for each in parse_properties(text)]
     assert lines == sorted(set(lines))
+
+
+def test_a_file_of_one_long_line_takes_no_more_than_it_has() -> None:
+    [long] = parse_properties("a" * (4 << 20))
+    [joined] = parse_properties("a\\\n" * (1 << 20))
+    assert (len(long.key), len(joined.key)) == (4 << 20, 1 << 20)
+
+
+def test_a_file_that_ends_in_the_middle_of_a_line_says_what_it_said() -> None:
+    assert [(each.key, each.value) for each in parse_properties("a=b\\\n")] == [("a", "b")]
+    assert parse_properties("\\\n\\") == []

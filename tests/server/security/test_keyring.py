@@ -18,6 +18,7 @@ from ringserve.server.security.keyring import (
     Keyring,
     given_keys,
     open_keyring,
+    read_key,
     take_keys,
 )
 from ringserve.server.security.tokens import Gate, Plane
@@ -147,7 +148,7 @@ def test_renewals_at_the_same_time_leave_the_file_as_the_keys_are(tmp_path: Path
 
 
 def test_keys_of_the_environment_are_taken_out_of_it() -> None:
-    environ = {"RINGSERVE_INFERENCE_KEY": "12345678", "RINGSERVE_API_KEY": "", "PATH": "/bin"}
+    environ = {"RINGSERVE_INFERENCE_KEY": "12345678", "RINGSERVE_API_KEY": "", "PATH": "/bin", "TS_KEYSTORE_PASS": "x"}
     assert take_keys(environ) == {Plane.INFERENCE: "12345678"}
     assert environ == {"PATH": "/bin"}
 
@@ -274,6 +275,15 @@ def test_a_file_that_holds_no_key_any_more_changes_nothing_and_is_told_once(
     asyncio.run(look())
     assert ring.opens(Plane.API, "first-key")
     assert len([each for each in caplog.records if "stays as it is" in each.message]) == 1
+
+
+def test_what_is_no_file_is_refused_and_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    before = len(os.listdir("/proc/self/fd"))
+    for path, kind in ((tmp_path, "Is a directory"), (tmp_path / "pipe", "expected a regular file, got a named pipe")):
+        with pytest.raises(ValueError, match=kind):
+            read_key(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # ---- from one instance to the next

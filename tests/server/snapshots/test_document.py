@@ -228,7 +228,6 @@ def test_a_count_of_none_restores_none_as_in_torchserve(
         ("model_snapshot={\n", "does not parse"),
         ("model_snapshot=[]\n", "expected a JSON object, got"),
         ('model_snapshot={"models"\\: []}\n', "models: expected a JSON object"),
-        ('model_snapshot={"models"\\: {"a"\\: 1}}\n', "models.a: expected a JSON object"),
     ],
 )
 def test_a_file_without_a_state_says_what_it_lacks(text: str, sentence: str) -> None:
@@ -240,3 +239,16 @@ def test_anything_but_a_file_is_a_sentence(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.cfg"):
         with pytest.raises(SnapshotError, match="cannot be read"):
             read_snapshot(path)
+
+
+def test_a_model_that_makes_no_sense_leaves_the_others_alone() -> None:
+    state = parse({"other": None, "digits": {"1.0": {"marName": "digits.mar"}}})
+    assert [each.name for each in state.records] == ["model digits version 1.0"]
+    [problem] = state.problems
+    assert (problem.model, problem.version, problem.reason) == ("other", "all", "expected a JSON object, got None")
+
+
+@pytest.mark.parametrize("ours", [None, [], {"repository": 7}, {"notRestored": {"other": 7}}])
+def test_what_only_we_write_is_not_needed_for_the_rest(ours: object) -> None:
+    state = parse_state(orjson.dumps({"models": {"digits": {"1.0": {"marName": "digits.mar"}}}, "ringserve": ours}).decode())
+    assert [each.name for each in state.records] == ["model digits version 1.0"]

@@ -4,19 +4,25 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from ringserve.protocol.errors import ModelNotFound
+from ringserve.server.device_watch import DeviceWatch
+from ringserve.server.devices import no_devices
+from ringserve.server.management import Management
 from ringserve.server.registry import ModelVersion, Registry, ServingOptions
+from ringserve.server.repository.environments import Environments
 from ringserve.server.repository.manifest import Manifest
 from ringserve.server.repository.model_config import ModelConfig, parse_model_config
 from ringserve.server.repository.remote import Fetched
-from ringserve.server.repository.store import UnpackedModel
+from ringserve.server.repository.store import ModelStore, UnpackedModel
 from ringserve.server.settings import Settings
 from ringserve.server.snapshots.document import Problem, State, VersionRecord
 from ringserve.server.snapshots.remembered import Promises, records, restore_dropped, restore_settings
 from ringserve.server.snapshots.restoring import Lost, Restoring, named_models, wanted_state
+from tests.server.versions_rig import Store
 
 OPTIONS = ServingOptions(1, 100, 100, 120, 120, "handler", False)
 V1 = VersionRecord("m", "1.0", "m.mar", ours=True, default=True)
@@ -80,6 +86,11 @@ def test_what_is_there_is_restored_and_what_is_not_is_named(caplog: pytest.LogCa
         ("n", "1.0"): "The server failed to restore it: KeyError('bug')",
     }
     assert "Not restored: model m version 2.0: Model not found at: m-2.mar" in caplog.text
+
+
+def test_a_name_that_a_snapshot_says_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    restore(Target(), State(problems=(Problem("m\nINFO all is well", "\x1b[2J", "no\nreason"),)))
+    assert r"Not restored: model m\nINFO all is well version \x1b[2J: no\nreason" in caplog.text
 
 
 def test_what_was_not_restored_is_remembered_until_somebody_registers_or_unregisters_it() -> None:
@@ -295,3 +306,23 @@ def test_names_that_only_the_snapshot_remembers_are_not_loaded_again() -> None:
     assert named_models(replace(said, origins={"models": "x.cfg:7", "model_snapshot": "x.cfg:9"})) == ()
     assert named_models(replace(said, origins={"models": "x.cfg:7", "model_snapshot": "snapshot y.cfg"})) == ("m",)
     assert named_models(replace(said, origins={"models": "snapshot x.cfg"}, model_snapshot="")) == ("m",)
+
+
+# ---- what the API says of it
+
+
+def test_what_was_lost_and_registered_again_does_not_come_back_once_it_is_unregistered() -> None:
+    settings = Settings(snapshots=False, enable_model_api=True)
+    store, environments = cast(ModelStore, Store()), cast(Environments, None)
+    management = Management(settings, store, DeviceWatch(no_devices("for this test")), environments)
+    for record in (V1, V2):
+        management.lost.add("m", record.version, "its file is gone", record)
+
+    async def whole() -> None:
+        management.versions.add(made(management.registry, "m", "1.0"))
+        await management.unregister("m", "2.0")  # which is not there, beside one that is
+        assert [each.version for each in management.lost.records()] == []
+        await management.unregister("m", "1.0")
+
+    asyncio.run(whole())
+    assert management.lost.records() == []

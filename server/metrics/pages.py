@@ -1,0 +1,111 @@
+"""All counters of a server: the pages in which its front ends count, and what versions that are gone have left behind. No counter
+ever falls: not when a version is replaced, or goes and comes again, and not when a front end dies."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from ringserve.server.control import Message, ShareCounters, VersionRoute
+from ringserve.server.metrics.counts import HTTP_COUNTS, VERSION_COUNTS, CounterPage, Counts, add_up
+from ringserve.shm.shm_errors import OutOfSharedMemory
+
+logger = logging.getLogger("ringserve.metrics")
+
+# The last answers of a version may still be on their way to slow clients when it is gone.
+RETIRED_S = 120.0
+
+HTTP_KEY = 0  # versions are numbered from 1
+Label = tuple[str, str]  # model, version
+
+
+class _Page(NamedTuple):
+    label: Label
+    page: CounterPage
+
+
+class CounterPages:
+    """In the supervisor. Raises `OutOfSharedMemory` when not even HTTP can be counted."""
+
+    def __init__(self, front_ends: int) -> None:
+        self._front_ends = front_ends
+        self._http = CounterPage(front_ends, HTTP_COUNTS)
+        self._pages: dict[int, _Page] = {}
+        self._retired: dict[Label, Counts] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+
+    def share(
+        self,
+        front_end: int,
+        known: set[int],
+        routes: Iterable[VersionRoute],
+        send: Callable[[Message, Sequence[int]], None],
+    ) -> None:
+        """Tell a front end of the pages that are new to it; `known` are the keys of the others. Before the routes themselves."""
+        if HTTP_KEY not in known:
+            known.add(HTTP_KEY)
+            send(ShareCounters(HTTP_KEY, front_end), [self._http.fd])
+        for route in routes:
+            if route.key not in known:
+                known.add(route.key)
+                fd = self._fd(route)
+                if fd is not None:
+                    send(ShareCounters(route.key, front_end), [fd])
+
+    def _fd(self, route: VersionRoute) -> int | None:
+        """The page of a version; None when there is no memory for one, and it goes uncounted."""
+        found = self._pages.get(route.key)
+        if found is None:
+            try:
+                page = CounterPage(self._front_ends, VERSION_COUNTS)
+            except OutOfSharedMemory as error:
+                logger.error("model %s version %s is not counted: %s", route.model, route.version, error)
+                return None
+            found = self._pages[route.key] = _Page((route.model, route.version), page)
+        return found.page.fd
+
+    def front_end_gone(self, index: int) -> None:
+        """Before its successor is told of any page."""
+        for page in (self._http, *(each.page for each in self._pages.values())):
+            page.clear_moment(index)
+
+    def retire(self, key: int) -> None:
+        """A version is gone."""
+        if key in self._pages:
+            self._timers[key] = asyncio.get_running_loop().call_later(RETIRED_S, self._settle, key)
+
+    def _settle(self, key: int) -> None:
+        parts = self._parts(key)
+        del self._timers[key]
+        label, page = self._pages.pop(key)
+        before = [self._retired[label]] if label in self._retired else []
+        self._retired[label] = add_up([*before, *parts], VERSION_COUNTS)
+        page.close()
+
+    def _parts(self, key: int) -> list[Counts]:
+        """What front ends have counted of a version. One that is gone has nothing that waits."""
+        parts = self._pages[key].page.parts()
+        if key in self._timers:
+            for part in parts:
+                part["waiting"] = part["slabs"] = 0
+        return parts
+
+    # ---- read
+
+    def http(self) -> Counts:
+        return add_up(self._http.parts(), HTTP_COUNTS)
+
+    def versions(self) -> dict[Label, Counts]:
+        """By model and version, whatever has had that name."""
+        parts: dict[Label, list[Counts]] = {label: [counts] for label, counts in self._retired.items()}
+        for key, (label, _) in self._pages.items():
+            parts.setdefault(label, []).extend(self._parts(key))
+        return {label: add_up(each, VERSION_COUNTS) for label, each in parts.items()}
+
+    def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        for each in self._pages.values():
+            each.page.close()
+        self._pages.clear()
+        self._http.close()
