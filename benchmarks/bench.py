@@ -23,6 +23,7 @@ from benchmarks import wrk
 from benchmarks.front_ends import FrontEnds
 from benchmarks.large_bodies import LargeBodies
 from benchmarks.measuring import Conditions, Experiment
+from benchmarks.metrics_cost import MetricsCost
 from benchmarks.overload import Overload
 from benchmarks.small_rows import SmallRows
 
@@ -31,6 +32,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "echo602k": LargeBodies,
     "front-ends": FrontEnds,
     "overload": Overload,
+    "metrics": MetricsCost,
 }
 
 
@@ -87,7 +89,9 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3, help="of every load")
-    parser.add_argument("--points", type=connection_counts, default=[1, 16, 64], help="numbers of connections of mlp3k")
+    parser.add_argument(
+        "--points", type=connection_counts, default=[1, 16, 64], help="numbers of connections of mlp3k and metrics"
+    )
     parser.add_argument("--loader", choices=("wrk", "asyncio"), default="wrk" if wrk.is_installed() else "asyncio")
     parser.add_argument("--json", type=Path, help="also write every round to this file")
     options = parser.parse_args()

@@ -167,8 +167,9 @@ def _response(
         stream.keep_alive = False  # TorchServe closes the connection then
         if stream.expecting_continue:  # it is not told to, so no body comes
             stream.expecting_continue, stream.request_body = False, None
-    if request.app.ctx.responses is not None:
-        request.app.ctx.responses.count(status)
+    responses, transport = request.app.ctx.responses, request.transport
+    if responses is not None and transport is not None and not transport.is_closing():
+        responses.count(status)  # otherwise nobody is there to have it
     headers = {"x-request-id": request_id(request.headers.getone("x-request-id", None)), **FIXED_HEADERS, **more}
     return PlainResponse(body, status, headers, content_type)
 

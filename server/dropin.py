@@ -57,7 +57,8 @@ class Deployer(Protocol):
 
 class DropIn:
     """`start` deploys what lies there, and watches until `stop`. Files that `came_by_url` belong to their registration.
-    `why_not_ready` tells of a registered version: None when it is ready, an empty reason while it loads."""
+    `why_not_ready` tells of a registered version: None when it is ready, an empty reason while it loads. `away`: places that the API
+    has sent away before this start, with the content of then."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class DropIn:
         *,
         came_by_url: Callable[[str], bool],
         why_not_ready: Callable[[ModelVersion], str | None],
+        away: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.accepted = 0
@@ -77,6 +79,7 @@ class DropIn:
         self._clock = clock
         self._came_by_url = came_by_url
         self._why_not_ready = why_not_ready
+        self._away = dict(away or {})
         self._settling = Settling()
         self._places: dict[str, Deployment] = {}
         self._by_group: defaultdict[str, list[Deployment]] = defaultdict(list)
@@ -162,7 +165,7 @@ class DropIn:
             if place is None and self._came_by_url(entry.group):
                 continue
             if place is None:
-                place = self._places[slot] = Deployment(slot, entry.group)
+                place = self._places[slot] = Deployment(slot, entry.group, dismissed=self._away.get(slot))
             place.entry = entry
             if entry.problem is not None and not place.troubled:
                 place.tried, place.error, place.final = entry.fingerprint, entry.problem, True
@@ -317,7 +320,8 @@ class DropIn:
             await self._deployer.retire(version)
         except Exception:
             logger.exception("%s could not be unloaded in order", place.slot)
-        place.unloaded()
+        finally:
+            place.unloaded()  # also when the server stops meanwhile: nobody else has sent it away
         for each in self._places.values():
             if each.conflict:  # what it met may have been this
                 each.retry_s = 0.0
@@ -365,6 +369,18 @@ class DropIn:
             logger.info("%s: the default version is %s now", name, version)
 
     # ---- what is told
+
+    def unregistered(self) -> dict[str, str]:
+        """Where the API has sent away what lies there, with the content that it did so to."""
+        away = {}
+        for slot, place in self._places.items():
+            content = place.dismissed
+            if place.version is not None:  # what the folder itself has just replaced is nobody's wish
+                same = place.busy is None and place.entry is not None and place.entry.fingerprint == place.deployed
+                content = place.deployed if same and not self._deployer.registry.holds(place.version) else None
+            if content is not None:
+                away[slot] = content
+        return away
 
     def report(self) -> list[dict[str, Any]]:
         """Of every file: `file`, `model`, `version`, `state`, `reason` and `since`."""

@@ -7,7 +7,7 @@ Registration is a transaction: a synchronous one that fails leaves nothing behin
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -64,6 +64,9 @@ class Repository(Protocol):
     def report(self) -> list[dict[str, Any]]:
         """Of every file: its model and version as far as they are known, state, reason and since when."""
 
+    def unregistered(self) -> Mapping[str, str]:
+        """What the API has sent away, with the content that it did so to."""
+
 
 class Management:
     """Edits desired state and waits, where asked to, until it is so."""
@@ -76,7 +79,9 @@ class Management:
         self.settings = settings
         self.remembered: dict[tuple[str, str], VersionRecord] = {}  # of dropped versions; at start-up only
         self.lost = Lost(self.registry)
-        self.recorder = Recorder(store_for(settings), effective_properties(settings), self._records)
+        # Files that load_models names and that the API has unregistered, where no folder is watched.
+        self.away: dict[str, str] = {}
+        self.recorder = Recorder(store_for(settings), effective_properties(settings), self._records, self._unregistered)
         self.versions.changed = self.recorder.note
         self._store = store
         self._promises = Promises()
@@ -106,6 +111,7 @@ class Management:
         else:
             self._promises.coming.add(version)
             self._in_background(self._take_over(version, replaces))
+        self.away.pop(fetched.path.name, None)
         await self.recorder.record()
         if not wait:
             return IN_BACKGROUND
@@ -183,6 +189,11 @@ class Management:
                 known.options = replace(known.options, loaded_at_startup=True)
                 logger.info("%s is served with the settings of the snapshot", shown_url(url))
                 continue
+            if _file_of(url) in self.away:
+                logger.info(
+                    "%s stays away: the API has unregistered it. --models, or the API, brings it back", shown_url(url)
+                )
+                continue
             shown = f"{name}{separator}{shown_url(url)}" if separator else shown_url(url)
             try:
                 said = await self.register(
@@ -207,6 +218,9 @@ class Management:
         }
         return records(self.registry, self._promises, self.lost.records(), devices)
 
+    def _unregistered(self) -> Mapping[str, str]:
+        return self.away if self.repository is None else self.repository.unregistered()
+
     async def reinstate(self, record: VersionRecord) -> ModelVersion:
         """Register again what a snapshot remembers; its workers begin to load. Raises `RingServeError`; then nothing has changed."""
         fetched = self._store.fetched_before(record.mar_name, record.url or record.mar_name, remote=record.remote)
@@ -230,7 +244,7 @@ class Management:
 
     def _restored_from(self, url: str, name: str | None) -> ModelVersion | None:
         """What a snapshot has brought already of a model that is named to be loaded."""
-        file = url.partition("?")[0].rstrip("/").rpartition("/")[2]
+        file = _file_of(url)
         for version in self._restored:
             wanted = name or version.unpacked.manifest.model_name
             if version.fetched is not None and version.fetched.path.name == file and version.name == wanted:
@@ -373,6 +387,8 @@ class Management:
             return f'Model "{name}" unregistered'
         self.registry.check_removable(found)
         in_time = await self.versions.take_out(found)
+        if found.options.loaded_at_startup and found.fetched is not None:
+            self.away[found.fetched.path.name] = ""
         self.lost.forget(found.name, found.version)  # it was lost once, and has been registered since
         await self.recorder.record()
         if not in_time:
@@ -437,3 +453,7 @@ class Management:
         if offset + limit <= len(defaults):
             listed = {"nextPageToken": str(offset + limit), **listed}
         return listed
+
+
+def _file_of(url: str) -> str:
+    return url.partition("?")[0].rstrip("/").rpartition("/")[2]

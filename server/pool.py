@@ -50,8 +50,7 @@ class PoolHooks:
     """What the pool tells the rest of the supervisor. `on_ready` makes the links and may raise `RingServeError`;
     `on_lost(slot, status, cause)` follows the end of a worker that was linked; `detach` resolves when no front end will send
     it anything more; `place` gives a new worker its device, that of a worker it follows being free where it is given, and may raise
-    `RingServeError`; `leave` gives it back; `on_change` follows every change of what is ready; metrics go to `on_emitted`, and
-    printed lines to `takes_line`."""
+    `RingServeError`; `leave` gives it back; `on_change` follows what is ready; `on_emitted` gets metrics, `takes_line` printed lines."""
 
     on_ready: Callable[[WorkerSlot, Signature], None]
     on_lost: Callable[[WorkerSlot, int, str], None]

@@ -83,7 +83,7 @@ from ringserve.server.security.keyring import Keyring, open_keyring, take_keys
 from ringserve.server.security.tls import CERTIFICATE_LOOK_S, open_certificate
 from ringserve.server.security.tokens import Plane
 from ringserve.server.settings import Address, Settings
-from ringserve.server.snapshots.restoring import Restoring, named_models, wanted_state
+from ringserve.server.snapshots.restoring import Restoring, named_models, stays_away, wanted_state
 from ringserve.server.wire import add_fixed_headers
 from ringserve.shm.segment import sweep_names
 
@@ -300,13 +300,15 @@ class Supervisor:
         state = await asyncio.to_thread(wanted_state, settings)
         restoring = Restoring(management, state, watched=watched, named=bool(named))
         await restoring.before()
+        management.away = stays_away(settings, state)
         await management.load_at_startup(named)
         if watched:
             poll_s = float(settings.repository_poll_s)
             watcher = Watcher(root, poll_s=poll_s if mode == "poll" else None, fallback_poll_s=poll_s)
             ready = management.versions.why_not_ready
+            came, away = parts.store.came_by_url, state.unregistered
             management.repository = parts.dropin = DropIn(
-                root, management, watcher, came_by_url=parts.store.came_by_url, why_not_ready=ready
+                root, management, watcher, came_by_url=came, why_not_ready=ready, away=away
             )
             await parts.dropin.start()
         await restoring.after()

@@ -1,5 +1,6 @@
 """How the text of a setting is read, by kind. Readers raise `ConfigError`, saying where, what was expected and what came."""
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from ringserve.server.settings import INT_MAX, Address, ConfigError, parse_addre
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 SHOWN_CHARACTERS_MAX = 200
+MODEL_DEFAULTS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout")
+RECORDED_DEFAULTS = ("runtimeType", "defaultVersion", "marName")  # TorchServe reads them elsewhere, or not at all
 
 Reader = Callable[[str, str], Any]  # the text, and where it stands
 
@@ -98,6 +101,29 @@ def model_defaults(text: str, where: str) -> dict[str, Any]:
         expected = "a JSON object of models, each an object of versions, each an object of settings"
         raise ConfigError(f"{where}: expected {expected}: {error}") from None
     return models
+
+
+def without_effect(models: Mapping[str, Mapping[str, Mapping[str, Any]]], where: str) -> list[str]:
+    """Of these defaults, what is passed over: as by TorchServe, that keeps nobody from starting."""
+    said = []
+    for model, versions in models.items():
+        for version, settings in versions.items():
+            for name, value in settings.items():
+                inside = f"{where}: {model!r} {version!r} {name}"
+                if name in MODEL_DEFAULTS and not (type(value) is int and value > 0):
+                    said.append(f"{inside}: expected a whole number above 0, got {value!r:.100}: it is passed over.")
+                elif name not in MODEL_DEFAULTS and name not in RECORDED_DEFAULTS:
+                    near = difflib.get_close_matches(name, MODEL_DEFAULTS, 1)
+                    said.append(
+                        f"{inside} is not a setting and is ignored." + (f" Did you mean {near[0]}?" if near else "")
+                    )
+    return said
+
+
+def header_value(text: str, where: str) -> str:
+    if not re.fullmatch(r"[\t\x20-\x7e]*", text):
+        raise refused(where, "printable ASCII characters", text)
+    return text
 
 
 def address(default_port: int) -> Reader:

@@ -1,7 +1,7 @@
 """What one source of settings says: a file, the environment, flags. Each is read on its own; `sources.py` stacks them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,16 +67,19 @@ def read_properties_file(path: Path, shown: str) -> list[Property]:
         raise ConfigError(f"--ts-config file {shown} cannot be read: {error}") from None
 
 
-def from_file(entries: Iterable[Property], shown: str, environ: Mapping[str, str], report: Report) -> Layer:
+def from_file(entries: Sequence[Property], shown: str, environ: Mapping[str, str], report: Report) -> Layer:
     """Values that cannot be used are errors; keys that are none, or are said twice, are warned about."""
     layer = Layer()
     lines: dict[str, int] = {}
+    last = {entry.key: entry for entry in entries}
     for entry in entries:
         origin = f"{shown}:{entry.line}"
         where = f"{origin}: {_printable(entry.key)}"
         if entry.key in lines:
             report.warnings.append(f"{where} is said in line {lines[entry.key]} as well: line {entry.line} counts.")
         lines[entry.key] = entry.line
+        if entry is not last[entry.key]:
+            continue
         key = HONOURED.get(entry.key)
         if key is None:
             _without_field(entry, where, layer, report)
@@ -175,6 +178,8 @@ def _take(layer: Layer, key: Key, text: str, where: str, origin: str, report: Re
             return
         value = getattr(Settings(), key.field)
         report.warnings.append(f"{error}. As in TorchServe, {kinds.written(value)} is taken instead.")
+    if key.field == "model_defaults":
+        report.warnings += kinds.without_effect(value, where)
     layer.say(key.field, value, origin)
 
 

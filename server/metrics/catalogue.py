@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ringserve.protocol.errors import InvalidModel
+from ringserve.server.metrics.exposition import METRIC_NAME
 from ringserve.server.metrics.family import Collector, Family, Kind, torchserve_help
 from ringserve.server.metrics.listing import KINDS, ListedMetric
 from ringserve.server.repository.config_yaml import read_mapping
@@ -98,6 +99,21 @@ def _text(where: str, value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= TEXT_CHARS_MAX:
         raise ListError(f"{where}: expected text of at most {TEXT_CHARS_MAX} characters, got {value!r:.100}")
     return value
+
+
+class Listed:
+    """What is listed, without a value: TorchServe names it before there is one."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        listed = {**catalogue.handlers, **catalogue.torchserve}
+        self._families = [
+            Family(each.name, Kind(each.kind), torchserve_help(Kind(each.kind), each.unit), [], torchserve=True)
+            for each in listed.values()
+            if METRIC_NAME.fullmatch(each.name)
+        ]
+
+    def families(self) -> Iterable[Family]:
+        return self._families
 
 
 class AsListed:

@@ -29,16 +29,16 @@ _NO_LABEL_NAME = re.compile(r"[^a-zA-Z0-9_]")
 _SUFFIXES = ("", "_bucket", "_sum", "_count")
 
 
-class LogLine(NamedTuple):
-    """One value for the log of metrics; `labels` are without the host's name."""
+class LogSeries(NamedTuple):
+    """What the lines of one series in the log of metrics have in common; `labels` are without the host's name."""
 
     name: str
     unit: str
-    value: float
     labels: Labels
     hostname: str
-    request_ids: str
-    at_s: int
+
+
+OnLines = Callable[[Sequence[LogSeries | None], Sequence[Emission]], None]
 
 
 @dataclass(slots=True)
@@ -60,7 +60,8 @@ class _Metric:
 
 class CustomMetrics:
     """The handlers' part of a scrape. `listed` are those of metrics.yaml by name; with `every`, others are reported as well. The names
-    in `reserved` are the server's. Single values go to `on_lines`, which asks workers for them."""
+    in `reserved` are the server's. Single values go to `on_lines`, by the places of their series; without
+    it, workers need not tell of them."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class CustomMetrics:
         *,
         every: bool = False,
         reserved: Collection[str] = (),
-        on_lines: Callable[[list[LogLine]], None] | None = None,
+        on_lines: OnLines | None = None,
     ) -> None:
         self.plan = MetricPlan(tuple(listed.values()), every, on_lines is not None)  # of every worker
         self._listed = listed
@@ -90,11 +91,9 @@ class CustomMetrics:
         for name in said.unlisted:
             self._say_unlisted(model, name)
         metrics = [self._take(model, series, self._hostname) for series in said.series]
-        if self._on_lines is not None:
-            lines = [(each, metrics[each.series]) for each in said.lines if each.series < len(metrics)]
-            self._on_lines(
-                [self._line(metric, said.series[each.series], each) for each, metric in lines if metric is not None]
-            )
+        if self._on_lines is not None and said.lines:
+            pairs = zip(metrics, said.series, strict=True)
+            self._on_lines([_logged(metric, series, self._hostname) for metric, series in pairs], said.lines)
         self._dropped[model] += said.dropped_values
         if said.dropped_values:
             self._complain(f"model {model} emits more series of metrics than are taken; the rest is dropped")
@@ -111,14 +110,13 @@ class CustomMetrics:
             return True
         listed = self._listed.get(found.name)
         series = Series(found.name, found.kind if listed is None else listed.kind, found.unit, found.dimensions)
-        if series.kind == "counter" and found.value < 0:
+        if not series.add(found.value):
             self._drop(model, f"the counter {found.name} of model {model} cannot go down by {found.value:g}")
             return True
-        series.add(found.value)
         metric = self._take(model, series, found.hostname)
-        if metric is not None and self._on_lines is not None:
+        if self._on_lines is not None:
             emission = Emission(0, found.value, found.at_s, found.request_ids)
-            self._on_lines([self._line(metric, series, emission)._replace(hostname=found.hostname)])
+            self._on_lines([_logged(metric, series, found.hostname)], [emission])
         return True
 
     def _take(self, model: str, series: Series, hostname: str) -> _Metric | None:
@@ -172,14 +170,6 @@ class CustomMetrics:
         metric = self._metrics[series.name] = _Metric(name, listed, (*labels, "Hostname"), picked)
         return metric
 
-    @staticmethod
-    def _line_labels(metric: _Metric, series: Series) -> Labels:
-        return tuple((name, series.dimensions[at][1]) for at, name in enumerate(metric.listed.dimensions))
-
-    def _line(self, metric: _Metric, series: Series, each: Emission) -> LogLine:
-        labels = self._line_labels(metric, series)
-        return LogLine(series.name, metric.listed.unit, each.value, labels, self._hostname, each.request_ids, each.at_s)
-
     # ---- what is not taken
 
     def _say_unlisted(self, model: str, name: str) -> None:
@@ -228,6 +218,14 @@ def _add(values: dict[tuple[str, ...], float | _Histogram], key: tuple[str, ...]
         for at, count in enumerate(series.buckets[: len(histogram.counts)]):
             histogram.counts[at] += count
         histogram.total += series.value
+
+
+def _logged(metric: _Metric | None, series: Series, hostname: str) -> LogSeries | None:
+    """None for what was not taken."""
+    if metric is None:
+        return None
+    labels = tuple((name, series.dimensions[at][1]) for at, name in enumerate(metric.listed.dimensions))
+    return LogSeries(series.name, metric.listed.unit, labels, hostname)
 
 
 def _samples(metric: _Metric, key: tuple[str, ...], value: float | _Histogram) -> Sequence[Sample]:

@@ -13,7 +13,7 @@ from ringserve.server.metrics.family import Collector, Family, Sample, format_va
 logger = logging.getLogger("ringserve.metrics")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
@@ -56,7 +56,7 @@ def collect(collectors: Iterable[Collector]) -> list[Family]:
 def _is_valid(each: Family) -> bool:
     """Whether Prometheus could read it: one bad name makes it throw away the whole scrape."""
     names = {name for sample in each.samples for name, _ in sample.labels}
-    return bool(_METRIC_NAME.fullmatch(each.name)) and all(map(_LABEL_NAME.fullmatch, names))
+    return bool(METRIC_NAME.fullmatch(each.name)) and all(map(_LABEL_NAME.fullmatch, names))
 
 
 def _united(known: Iterable[Sample], more: Iterable[Sample]) -> list[Sample]:

@@ -37,15 +37,22 @@ class Series(msgspec.Struct, array_like=True):
     value: float = 0.0
     buckets: list[int] = []
 
-    def add(self, value: float) -> None:
-        if self.kind == "gauge":
+    def add(self, value: float) -> bool:
+        """False for a value that a counter cannot take."""
+        kind = self.kind
+        if kind == "gauge":
             self.value = value
-            return
-        self.value += value
-        if self.kind == "histogram":
+            return True
+        if kind == "counter":
+            if value < 0:
+                return False
+            self.value += value
+        else:
+            self.value += value
             if not self.buckets:
                 self.buckets = [0] * (len(HISTOGRAM_BOUNDS) + 1)
             self.buckets[bisect_left(HISTOGRAM_BOUNDS, value)] += 1
+        return True
 
 
 class Emission(msgspec.Struct, frozen=True, array_like=True):

@@ -5,14 +5,16 @@ sum that a reader makes of the lines is the same. An idle server writes what the
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from ringserve.server.logs.rotating import LogFile
 from ringserve.server.logs.writer import Outlet, Writer
 from ringserve.server.metrics.catalogue import Catalogue
-from ringserve.server.metrics.custom import LogLine
+from ringserve.server.metrics.custom import LogSeries
 from ringserve.server.metrics.family import Family, Kind, Labels, format_value
+from ringserve.server.metrics.listing import Emission
 
 SERVER_FILE, MODEL_FILE = "ts_metrics.log", "model_metrics.log"
 # A name, a unit or a value of a handler's may hold anything; a line holds one line, and its fields.
@@ -60,14 +62,17 @@ class MetricLog:
                 head = _fields(name, unit, change, labels[:-1])
                 yield f"{head}|#hostname:{hostname},timestamp:{int(time.time())}"
 
-    def emissions(self, lines: list[LogLine]) -> None:
-        """What handlers have emitted, one by one."""
-        if self.writes and lines:
-            texts = [
-                f"{_fields(each.name, each.unit, each.value, each.labels)}|#hostname:{each.hostname.translate(_OWNED)},"
-                f"requestID:{each.request_ids or 'null'},timestamp:{each.at_s}"
-                for each in lines
-            ]
+    def emissions(self, series: Sequence[LogSeries | None], lines: Sequence[Emission]) -> None:
+        """What handlers have emitted, one by one; not those whose series was not taken. There may be thousands a second."""
+        if not self.writes:
+            return
+        around = [None if each is None else _around(each) for each in series]
+        texts = []
+        for at, value, at_s, request_ids in map(_fields_of, lines):
+            if (found := around[at] if at < len(around) else None) is not None:
+                head, tail = found
+                texts.append(f"{head}{format_value(value)}{tail}{request_ids or 'null'},timestamp:{at_s}")
+        if texts:
             self._put(self._models, texts)
 
     @staticmethod
@@ -82,6 +87,18 @@ class MetricLog:
         self._writer.close()
 
 
+def _around(each: LogSeries) -> tuple[str, str]:
+    """What stands before and behind the value of every line of a series."""
+    head = f"{each.name.translate(_OWNED)}.{each.unit.translate(_OWNED)}:"
+    return head, f"|#{_dimensions(each.labels)}|#hostname:{each.hostname.translate(_OWNED)},requestID:"
+
+
+_fields_of = attrgetter("series", "value", "at_s", "request_ids")
+
+
 def _fields(name: str, unit: str, value: float, labels: Labels) -> str:
-    dimensions = ",".join(f"{key.translate(_OWNED)}:{text.translate(_OWNED)}" for key, text in labels)
-    return f"{name.translate(_OWNED)}.{unit.translate(_OWNED)}:{format_value(value)}|#{dimensions}"
+    return f"{name.translate(_OWNED)}.{unit.translate(_OWNED)}:{format_value(value)}|#{_dimensions(labels)}"
+
+
+def _dimensions(labels: Labels) -> str:
+    return ",".join(f"{key.translate(_OWNED)}:{text.translate(_OWNED)}" for key, text in labels)

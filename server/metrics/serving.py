@@ -59,6 +59,7 @@ class ServingMetrics:
         self._server_version = server_version
 
     def families(self) -> Iterable[Family]:
+        """TorchServe's come first: the log of metrics looks at them often, and no further."""
         serving = {(each.name, each.version) for each in self._versions.registry}
         counted = self._pages.versions()
         for label in sorted(serving - counted.keys()):
@@ -68,6 +69,7 @@ class ServingMetrics:
         yield from self._last(counted)
         yield from self._workers_load_time()
         yield self._info()
+        yield self._connections()
         yield from _requests(counted)
         yield from _now({label: counts for label, counts in counted.items() if label in serving})
         yield from self._workers()
@@ -80,8 +82,6 @@ class ServingMetrics:
         for at, name in enumerate(("Requests2XX", "Requests4XX", "Requests5XX")):
             total = int(http["status"][at]) + self._own.counts[at]
             yield torchserve_family(name, Kind.COUNTER, "Count", [(self._host, total)])
-        connections = "Connections of clients to the inference address."
-        yield family("ringserve_connections", Kind.GAUGE, connections, [((), int(http["connections"]))])
 
     def _predictions(self, counted: dict[Label, Counts]) -> Iterator[Family]:
         for name, unit, field, scale in (
@@ -93,7 +93,8 @@ class ServingMetrics:
             for (model, version), counts in counted.items():
                 by_asked[model, "default"] += int(counts[field][DEFAULT])
                 by_asked[model, version] += int(counts[field][NAMED])
-            samples = [(self._asked(label), total / scale) for label, total in sorted(by_asked.items())]
+            # As there, from the first request on.
+            samples = [(self._asked(label), total / scale) for label, total in sorted(by_asked.items()) if total]
             yield torchserve_family(name, Kind.COUNTER, unit, samples)
 
     def _asked(self, label: Label) -> Labels:
@@ -122,6 +123,10 @@ class ServingMetrics:
         yield family("ringserve_model_load_seconds", Kind.GAUGE, said, loads)
 
     # ---- the server's own
+
+    def _connections(self) -> Family:
+        said = "Connections of clients to the inference address."
+        return family("ringserve_connections", Kind.GAUGE, said, [((), int(self._pages.http()["connections"]))])
 
     def _info(self) -> Family:
         labels = (("version", self._server_version),)

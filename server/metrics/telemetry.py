@@ -6,15 +6,16 @@ is empty in all but one.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ringserve.server.device_watch import DeviceWatch
-from ringserve.server.metrics.catalogue import AsListed, Catalogue, open_catalogue
+from ringserve.server.metrics.catalogue import AsListed, Catalogue, Listed, open_catalogue
 from ringserve.server.metrics.custom import CustomMetrics
 from ringserve.server.metrics.exposition import collect
-from ringserve.server.metrics.family import Collector
+from ringserve.server.metrics.family import Collector, Family
 from ringserve.server.metrics.metric_log import MetricLog
 from ringserve.server.metrics.scrape import Scrape
 from ringserve.server.metrics.system import SystemMetrics
@@ -39,12 +40,12 @@ class Telemetry:
         self.custom = CustomMetrics(
             catalogue.handlers,
             hostname,
-            every=settings.model_metrics_auto_detect or settings.metrics_mode == "legacy",
+            every=settings.model_metrics_auto_detect,
             reserved=_reserved(scrape.collectors, catalogue),
             on_lines=self._log.emissions if writes else None,
         )
         self._system: SystemMetrics | None = None
-        scrape.collectors[:] = [*self._server, self.custom]
+        scrape.collectors[:] = [*self._server, self.custom, Listed(catalogue)]
         if not settings.disable_system_metrics:
             self._system = SystemMetrics(devices, hostname, settings.metric_time_interval_s)
             listed = AsListed(self._system, catalogue)
@@ -76,7 +77,18 @@ class Telemetry:
 
     def _look(self) -> None:
         if self._server:
-            self._log.changes(collect(self._server))
+            # What lies behind TorchServe's own takes much longer, where there are many models.
+            self._log.changes(collect([_First(each) for each in self._server]))
+
+
+class _First:
+    """Of what a collector says the families with which it begins, which are TorchServe's."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def families(self) -> Iterable[Family]:
+        return itertools.takewhile(lambda each: each.torchserve, self._collector.families())
 
 
 def _reserved(collectors: Sequence[Collector], catalogue: Catalogue) -> set[str]:

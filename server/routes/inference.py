@@ -161,8 +161,7 @@ class Inference:
                 passage.miss("cancelled" if answer.source is None else "broken_off")
         except (RingServeError, SanicException) as error:
             keep_alive = False
-            reason = await self._refuse(request, error, rid)
-            passage.end(connection.answered_s, reason)
+            await self._refuse(request, error, rid, passage)
         except BaseException:
             passage.miss("cancelled")
             raise
@@ -264,8 +263,10 @@ class Inference:
         await self._receive(stream, landing, length, 0)
         return landing.body
 
-    async def _refuse(self, request: SizedRequest, error: BaseException, rid: str) -> str:
-        """The last answer of a connection. Returns why, as a code."""
+    async def _refuse(
+        self, request: SizedRequest, error: BaseException, rid: str, passage: Passage | None = None
+    ) -> None:
+        """The last answer of a connection."""
         request.request_id = rid
         stream: Any = request.stream
         connection = stream.protocol
@@ -275,16 +276,14 @@ class Inference:
         await _when_writable(connection)
         refusal = self.refusal(error, request.path)
         answer = error_answer(refusal)
-        self._put(
-            connection,
-            answer_buffers(answer, rid, keep_alive=False, head_only=stream.head_only),
-            answer.status,
-        )
+        buffers = answer_buffers(answer, rid, keep_alive=False, head_only=stream.head_only)
+        self._put(connection, buffers, answer.status)
+        if passage is not None:
+            passage.end(connection.answered_s, refusal.code)
         if unread:
             ended = asyncio.Event()
             connection.linger(ended.set)
             await ended.wait()
-        return refusal.code
 
     async def _submitted(
         self, request: SizedRequest, dispatcher: Dispatcher, wanted: InferRequest, passage: Passage

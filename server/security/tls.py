@@ -23,6 +23,8 @@ CERTIFICATE_LOOK_S = 0.5
 KEYS = ("certificate_file", "private_key_file", "keystore")
 # With TLS 1.2: forward secrecy and authenticated encryption. TorchServe's two are one of these and an older one of the same client.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+# Each takes 50 KB before its client has shown anything, and containers often allow a million descriptors.
+HANDSHAKES_MAX = 4096
 
 
 def server_context(pem: bytes) -> ssl.SSLContext:
@@ -64,7 +66,7 @@ class Tls:
         self.handshake_s_max = handshake_s_max
         self.handshakes: set[TlsConnection] = set()  # connections that are none of HTTP yet
         # What a client has not proved to speak TLS for must not take the descriptors of those who do.
-        self.handshakes_max = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+        self.handshakes_max = min(HANDSHAKES_MAX, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
         self.on_failed: Callable[[], None] = _nothing  # a connection has ended before it became one of HTTP
 
     def protocol(self, make: Callable[..., Any]) -> Callable[..., Any]:

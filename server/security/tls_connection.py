@@ -167,10 +167,19 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         try:
             while self._has_more() and (self._read_memory() if self._above_is_buffered else self._read_bytes()):
                 pass
-            if self._outgoing.pending and not self._closing:  # an alert, or keys that change
-                self._send()
+            self._answer_by_itself()
         except OSError as error:
             logger.debug("a TLS connection failed: %s", error)
+            self.abort()
+
+    def _answer_by_itself(self) -> None:
+        """What TLS says without being asked to: an alert, or that keys change, which a client may ask for as often as it likes. One that
+        does and reads none of it is not kept."""
+        if self._closing or not self._outgoing.pending:
+            return
+        if not self._socket_is_full:
+            self._send()
+        elif self._outgoing.pending > RECORD_BYTES:
             self.abort()
 
     def _has_more(self) -> bool:
@@ -235,6 +244,8 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
     def _pump(self) -> None:
         """Encrypt what the socket takes, and end what is to end."""
         try:
+            if not self._socket_is_full:
+                self._send()  # of what TLS itself had to say meanwhile
             while self._backlog and not self._socket_is_full:
                 self._encrypt_piece()
                 self._send()

@@ -2,10 +2,10 @@
 
     {"name": "...-snapshot.cfg", "modelCount": 1, "created": 1795158835460,
      "models": {"digits": {"1.0": {"defaultVersion": true, "marName": "digits.mar", ..., "ringserve": {...}}}},
-     "ringserve": {"repository": {...}, "notRestored": {...}}}
+     "ringserve": {"repository": {...}, "notRestored": {...}, "unregistered": {...}}}
 
 TorchServe reads `models` and nothing that is named after us. So what only we can restore stands below `ringserve`: models in folders
-of the repository, and those that are remembered although they could not be restored.
+of the repository, those that are remembered although they could not be restored, and files that are there and not wanted.
 
 A file is read whole or not at all; in it, one version that makes no sense leaves the others alone.
 """
@@ -27,7 +27,7 @@ logger = logging.getLogger("ringserve.snapshots")
 
 KEY = "model_snapshot"
 OURS = "ringserve"
-REPOSITORY, NOT_RESTORED = "repository", "notRestored"
+REPOSITORY, NOT_RESTORED, UNREGISTERED = "repository", "notRestored", "unregistered"
 BYTES_MAX = 64 << 20
 EVERY_VERSION = "all"  # of a model of which none can be told
 COMMENT = "Saving snapshot"  # TorchServe's
@@ -92,12 +92,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The desired state of all models. `problems`: what stood there and makes no sense."""
+    """The desired state of all models. `problems`: what stood there and makes no sense. `unregistered`: files that the API has sent
+    away, each with a digest of what it held then, empty where nobody looked."""
 
     records: tuple[VersionRecord, ...] = ()
     problems: tuple[Problem, ...] = ()
     name: str = ""
     created_ms: int = 0
+    unregistered: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +159,9 @@ def parse_state(text: str) -> State:
             except (SnapshotError, InvalidModel) as error:
                 problems.append(Problem(model, version, str(error)))
     created = top.get("created")
-    return State(
-        tuple(records), tuple(problems), _text(top, "name"), created if isinstance(created, int) and created > 0 else 0
-    )
+    created_ms = created if isinstance(created, int) and created > 0 else 0
+    away = {file: digest for file, digest in ours.get(UNREGISTERED, {}).items() if isinstance(digest, str)}
+    return State(tuple(records), tuple(problems), _text(top, "name"), created_ms, away)
 
 
 def _counts_none(top: dict[str, Any]) -> bool:
@@ -280,6 +282,7 @@ def render_state(state: State) -> str:
     only_ours = {
         REPOSITORY: _grouped(each for each in served if each.nested),
         NOT_RESTORED: _grouped(each for each in state.records if each.lost),
+        UNREGISTERED: {_clean(file): digest for file, digest in state.unregistered.items()},
     }
     document = {
         "name": state.name,

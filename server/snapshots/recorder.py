@@ -6,7 +6,7 @@ models serve, and what is lost is only that a restart would remember them.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ringserve.server.snapshots.document import State, VersionRecord, render_state
@@ -21,23 +21,28 @@ Records = Sequence[VersionRecord]
 
 
 class Recorder:
-    """`look` says what is desired now. Without a store (--ncs) nothing is written. Until `start` nothing is either: half of what is
+    """`look` says what is desired now, `away` which files the API has sent away. Without a store (--ncs) nothing is written. Until `start` nothing is either: half of what is
     to be restored must not take the place of the whole."""
 
     def __init__(
-        self, store: SnapshotStore | None, properties: Sequence[tuple[str, str]], look: Callable[[], Records]
+        self,
+        store: SnapshotStore | None,
+        properties: Sequence[tuple[str, str]],
+        look: Callable[[], Records],
+        away: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.trouble = ""  # why the last one could not be written
         self._store = store
         self._properties = properties
         self._look = look
+        self._away = away
         self._started = False
         self._stopped = False
         self._kind = "snapshot"  # of the next one
         self._asked = 0  # how many times a snapshot was asked for
         self._covered = 0  # how many of these have theirs
         self._writing: asyncio.Task[None] | None = None
-        self._written: list[VersionRecord] | None = None
+        self._written: State | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._noted: asyncio.Task[None] | None = None
 
@@ -75,7 +80,10 @@ class Recorder:
 
     def text(self) -> str:
         """The desired state as of now, for who takes over from us; empty where none is kept."""
-        return "" if self._store is None else render_state(State(tuple(self._look())))
+        return "" if self._store is None else render_state(self._state())
+
+    def _state(self) -> State:
+        return State(tuple(self._look()), unregistered=dict(self._away()))
 
     def note(self) -> None:
         """Something may have changed by itself: soon it is looked whether a restart would have to know."""
@@ -84,21 +92,21 @@ class Recorder:
 
     def _look_again(self) -> None:
         self._timer = None
-        if self._written is None or _essence(self._written) != _essence(self._look()):
+        if self._written is None or _essence(self._written) != _essence(self._state()):
             self._noted = asyncio.ensure_future(self.record())
 
     async def _write(self, store: SnapshotStore) -> None:
         covers, kind, self._kind = self._asked, self._kind, "snapshot"
         try:
-            records = list(self._look())
-            await asyncio.to_thread(store.write, kind, State(tuple(records)), self._properties)
+            state = self._state()
+            await asyncio.to_thread(store.write, kind, state, self._properties)
         except OSError as error:
             self._complain(error.strerror or str(error))
         except Exception as error:  # the change has happened, whatever became of its snapshot
             logger.exception("a snapshot could not be made")
             self._complain(repr(error))
         else:
-            self._written = records
+            self._written = state
             if self.trouble:
                 logger.info("snapshots are written again to %s", store.folder)
             self.trouble = ""
@@ -112,11 +120,11 @@ class Recorder:
         logger.error("%s. What has just changed will be forgotten by a restart.", self.trouble)
 
 
-def _essence(records: Records) -> dict[tuple[str, str], VersionRecord]:
+def _essence(state: State) -> tuple[dict[tuple[str, str], VersionRecord], Mapping[str, str]]:
     """What a restart has to be told: not what the repository says by itself, nor where workers happen to be."""
     told = {}
-    for each in records:
+    for each in state.records:
         if not each.dropped or each.scaled or each.kept or each.pinned or each.lost:
             default = each.default and (each.pinned or not each.dropped)
             told[each.model, each.version] = replace(each, devices=(), default=default)
-    return told
+    return told, state.unregistered

@@ -97,6 +97,11 @@ def named_models(settings: Settings) -> Sequence[str]:
     return () if itself and settings.model_snapshot else settings.models
 
 
+def stays_away(settings: Settings, state: State) -> dict[str, str]:
+    """What the API has unregistered and a file names: it does so as it did then. Who names models by a flag means it now."""
+    return {} if settings.origins.get("models", "").startswith("--") else dict(state.unregistered)
+
+
 class Restoring:
     """`before` the models are loaded that are `named` now, if there are any, and the folder is looked at; `after` that."""
 

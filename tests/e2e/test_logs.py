@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ringserve.server.testing import ServerProcess, wait_until
+from ringserve.server.testing import ServerProcess, free_port, wait_until
 
 ACCESS_LINE = re.compile(
     r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,\d{3} - /127\.0\.0\.1:\d+ "(\S+) (\S+) HTTP/1\.1" (\d{3}) \d+'
@@ -147,14 +147,14 @@ def test_a_folder_that_cannot_be_written_stops_nothing_and_is_used_when_it_can_b
     archive(tmp_path / "store", "chatty", "chatty.py:handle", source=CHATTY)
     logs = tmp_path / "logs"
     logs.write_text("no folder")
+    shared = f"http://127.0.0.1:{free_port()}"
     config = {"default_workers_per_model": 1, "log_format": "json"}
+    config |= {"inference_address": shared, "management_address": shared}
     with ServerProcess(tmp_path / "store", config=config, folder=tmp_path) as server:
         wait_until(lambda: '"chatty_1.0' in server.log or "chatty_1.0 is ready" in server.log, WAIT_S_MAX, "a worker")
         asked = httpx.get(f"{server.inference_url}/ping?x=1", headers={"x-request-id": "one"}, trust_env=False)
         assert asked.is_success
-        wait_until(
-            lambda: f"RingServe: {logs / 'ts_log.log'} cannot be written: " in server.log, WAIT_S_MAX, "a complaint"
-        )
+        wait_until(lambda: f"{logs / 'ts_log.log'} cannot be written: " in server.log, WAIT_S_MAX, "a complaint")
         access = logs / "access_log.log"
         wait_until(lambda: f"{access} cannot be written: " in server.log, WAIT_S_MAX, "a complaint")
         logs.unlink()
@@ -165,15 +165,16 @@ def test_a_folder_that_cannot_be_written_stops_nothing_and_is_used_when_it_can_b
 
         wait_until(written, WAIT_S_MAX, "logs")
         assert server.log.count(f"{access} cannot be written") == 1
+        assert httpx.get(f"{shared}/models", headers={"x-request-id": "three"}, trust_env=False).is_success
     assert server.remains() == []
     assert "lines are missing in it." in server.log
     lines = [
         json.loads(line) for name in ("ts_log.log", "model_log.log") for line in (logs / name).read_text().splitlines()
     ]
     assert {"time", "level", "logger", "thread", "message"} == set().union(*lines)
-    last = json.loads(access.read_text().splitlines()[-1])
-    kept = {name: last[name] for name in ("method", "path", "status", "request_id", "logger")}
-    path = "/predictions/chatty"
-    assert kept == {"method": "POST", "path": path, "status": 200, "request_id": "two", "logger": "ACCESS_LOG"}
+    entries = [json.loads(line) for line in access.read_text().splitlines()]
+    kept = [tuple(each[name] for name in ("method", "path", "status", "request_id")) for each in entries]
+    assert ("POST", "/predictions/chatty", 200, "two") in kept
+    assert [each for each in kept if each[3] == "three"] == [("GET", "/models", 200, "three")], "once, though passed on"
     console = [line for line in server.log.splitlines() if line.startswith("{")]
     assert any(json.loads(line)["logger"] == "ringserve.supervisor" for line in console)

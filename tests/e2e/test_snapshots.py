@@ -180,10 +180,12 @@ def test_of_a_watched_folder_what_was_said_about_its_models_comes_back_and_what_
 ) -> None:
     here = place(model_control_mode="watch")
     gone = archive(here.store, "gone", "plain.py")
+    archive(here.store, "away", "plain.py")
     for path in here.store.iterdir():  # as if they had been there for long
         os.utime(path, (1e9, 1e9))
     here.start()
     wait_until(lambda: here.ask("GET", "/health/ready").status_code == 200, 30, "readiness")
+    here.change("DELETE", "/models/away")
     here.change("PUT", "/models/light/1.0/set-default")
     here.change("PUT", "/models/light/2.0", min_worker=0, synchronous="true")
     here.change("POST", "/models", url="other.mar", model_name="named", initial_workers=0)

@@ -152,6 +152,7 @@ def test_a_request_that_arrives_byte_by_byte_is_answered(raw: RawConnection) -> 
     [
         b"nonsense\r\n\r\n",
         b"GET /predictions/plain\r\n\r\n",
+        b"GET http://elsewhere HTTP/1.1\r\nhost: x\r\n\r\n",
         b"POST /predictions/plain HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n",
         b"POST /predictions/plain HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
         b"POST /predictions/plain HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nbody\r\n0\r\n\r\n",

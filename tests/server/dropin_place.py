@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -83,7 +83,7 @@ def read_mar(path: Path) -> str:
 class Place:
     """A repository, what is served from it, and the time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, away: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.deployer = Deployer()
         self.now_s = 100.0
@@ -95,6 +95,7 @@ class Place:
             Watcher(root, poll_s=1000),
             came_by_url=lambda name: name in self.by_url,
             why_not_ready=lambda version: self.not_ready.get(version.name),
+            away=away,
             clock=lambda: self.now_s,
         )
 

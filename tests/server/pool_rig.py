@@ -44,7 +44,7 @@ class Process:
     refused: ClassVar[int] = 0  # so many starts the system refuses next
     plan: ClassVar[deque[Callable[["Process"], object]]] = deque()
 
-    def __init__(self, label: str, receives: object) -> None:
+    def __init__(self, label: str, receives: object, *more: object) -> None:
         self.label = label
         self.pid = 100 + len(self.all)
         self.state = State.STARTING

@@ -54,6 +54,7 @@ from ringserve.server.control import (
     Worn,
     channel_pair,
 )
+from ringserve.server.metrics.listing import Emission, Emitted, Series
 from ringserve.shm.layout import LaneShape, Tensor
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (2, 3)),), (TensorSpec("y", "int64", ()),))
@@ -62,7 +63,7 @@ ROUTE = VersionRoute(1, "m", "1.0", True, 8, 100, False, 100, 120, 2000, 500)
 MANIFEST: dict[str, object] = {"model": {"modelName": "m", "list": [1, 2.5, None, True]}}
 
 # What may arrive where, and one example of each.
-MESSAGES: list[tuple[object, Message]] = [
+MESSAGES: list[tuple[object, Message | Emitted]] = [
     (ToFrontEnd, ServeHttp(6_553_500, "0.1.0", 60, 120, 60, 2)),
     (BuildEnvironment, BuildEnvironment("/env", ("/site",), "/model/requirements.txt", "/model", False)),
     (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})}, False, (ROUTE,))),
@@ -88,6 +89,10 @@ MESSAGES: list[tuple[object, Message]] = [
     (WorkerMessage, Loaded(SIGNATURE)),
     (WorkerMessage, AtWork()),
     (WorkerMessage, Answered()),
+    (
+        WorkerMessage,
+        Emitted((Series("Calls", "counter", "Count", (("Level", "Model"),), 2.5),), (Emission(0, 2, 17, "r"),)),
+    ),
     (WorkerMessage, Worn()),
     (WorkerMessage, Description(3, b"{}")),
     (WorkerMessage, LoadFailed("no such file", False)),
@@ -117,7 +122,7 @@ def open_fds() -> set[str]:
 
 def test_there_is_an_example_of_every_message() -> None:
     here = {each for each in Message.__subclasses__() if each.__module__ == Message.__module__}
-    assert {type(example) for _, example in MESSAGES} == here
+    assert {type(example) for _, example in MESSAGES} == {*here, Emitted}
 
 
 @pytest.mark.parametrize(("receives", "message"), MESSAGES, ids=lambda value: type(value).__name__)

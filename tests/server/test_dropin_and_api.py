@@ -38,6 +38,29 @@ def test_what_the_api_unregisters_stays_away_until_its_file_changes(play: Play) 
     play(scene)
 
 
+def test_what_the_api_has_unregistered_stays_away_in_the_next_server_too(play: Play) -> None:
+    async def scene(place: Place) -> None:
+        place.mar("a.mar", "m")
+        place.mar("b.mar", "n")
+        await place.look()
+        assert place.dropin.unregistered() == {}
+        place.deployer.registry.remove(next(each for each in place.deployer.registry if each.name == "m"))
+        away = place.dropin.unregistered()
+        assert list(away) == ["a.mar"]
+        await place.look()
+        assert place.dropin.unregistered() == away
+        following = Place(place.root, away)
+        await following.look()
+        assert following.deployer.served() == {"n": ["1.0"]}
+        assert following.dropin.unregistered() == away
+        place.mar("a.mar", "m")
+        await following.look()
+        assert following.deployer.served() == {"m": ["1.0"], "n": ["1.0"]}
+        assert following.dropin.unregistered() == {}
+
+    play(scene)
+
+
 def test_what_the_api_unregisters_while_its_replacement_is_loaded_stays_away_too(play: Play) -> None:
     async def scene(place: Place) -> None:
         place.mar("a.mar", "m")

@@ -26,6 +26,7 @@ from ringserve.server.control import (
     Worn,
     channel_pair,
 )
+from ringserve.server.metrics.listing import Emitted
 from ringserve.server.payloads import BytesEncoder
 from ringserve.server.replies import read_reply
 from ringserve.server.repository.sections import Sample
@@ -81,7 +82,8 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "ringserve.server.worker", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         theirs.close()
@@ -108,10 +110,12 @@ class Worker:
         )
 
     def said(self) -> object:
-        """The next message of the worker."""
-        received = self.channel.receive(wait=True)
-        assert received is not None
-        return received[0]
+        """The next message of the worker, metrics aside."""
+        while True:
+            received = self.channel.receive(wait=True)
+            assert received is not None
+            if not isinstance(received[0], Emitted):
+                return received[0]
 
     def described(self, timeout_s: float = 0.0) -> Description:
         self.channel.send(AskDescription(5, timeout_s))
@@ -122,8 +126,8 @@ class Worker:
 
     def errors(self) -> str:
         """What it has printed, once it has ended."""
-        assert self.process.stderr is not None
-        return self.process.stderr.read()
+        assert self.process.stdout is not None
+        return self.process.stdout.read()
 
     def close(self) -> None:
         self.process.kill()

@@ -13,6 +13,7 @@ from ringserve.server.fleet import Fleet
 from ringserve.server.registry import ModelVersion, ServingOptions
 from ringserve.server.repository.manifest import Manifest
 from ringserve.server.repository.model_config import parse_model_config
+from ringserve.server.repository.remote import Fetched
 from ringserve.server.repository.store import ModelStore, UnpackedModel
 from ringserve.server.settings import Settings
 from ringserve.server.versions import Versions
@@ -67,6 +68,9 @@ class Store:
 
     def discard(self, unpacked: UnpackedModel) -> None:
         self.discarded.append(unpacked)
+
+    def forget(self, fetched: Fetched) -> None:
+        pass
 
 
 class Site:

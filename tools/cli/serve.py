@@ -156,7 +156,9 @@ def start_in_background(
         raise NotStarted(f"RingServe (pid {process.pid}) has not started listening within {patience_s:.0f} s{see}.")
     if _exited(process):
         lines = [line for path, size in before for line in _lines_from(path, size)][-LOG_TAIL_LINES:]
-        said = f"RingServe did not start (exit code {process.returncode}){see}."
+        said = f"RingServe did not start (exit code {process.returncode}){see if lines else ''}."
+        if not lines and log_path is not None:
+            said += " With --foreground it says why."
         raise NotStarted("\n".join([*lines, said]))
     return process.pid, None if log_path is None else _shown(log_path)
 

@@ -8,7 +8,7 @@ from typing import SupportsFloat, cast
 from ringserve.backends.ts.metrics.dimension import Dimension
 from ringserve.backends.ts.metrics.metric_abstract import MetricAbstract
 from ringserve.backends.ts.metrics.metric_type_enum import MetricTypes
-from ringserve.backends.ts.metrics.sink import current
+from ringserve.backends.ts.metrics.sink import Recorder, current
 
 LOGGER = logging.getLogger("ringserve.model")
 
@@ -28,13 +28,17 @@ class CachingMetric(MetricAbstract):
         except (TypeError, ValueError) as error:
             LOGGER.error("The metric %s is not updated: %s", self.metric_name, error)
             return
-        dimensions = list(zip(self.dimension_names, map(str, dimension_values or ()), strict=True))
-        current().report(self.metric_name, self.unit, self.metric_type.name, dimensions, number, request_id or "")
+        self.recorder(dimension_values or ()).record(number, request_id or "")
 
     def update(self, value: float, request_id: str = "", dimensions: Sequence[Dimension] = ()) -> None:
         """The older form of `add_or_update`: the metric has these dimensions from now on."""
         self.dimension_names = [dimension.name for dimension in dimensions]
         self.add_or_update(value, [dimension.value for dimension in dimensions], request_id)
+
+    def recorder(self, dimension_values: Sequence[object]) -> Recorder:
+        """Who takes the values with these dimensions, one for each name."""
+        dimensions = tuple(zip(self.dimension_names, map(str, dimension_values), strict=True))
+        return current().recorder(self.metric_name, self.unit, self.metric_type.name, dimensions)
 
     def _checked(self, value: object, dimension_values: Sequence[object] | None) -> float:
         """The number that `value` is. Raises `TypeError` or `ValueError`."""

@@ -1,17 +1,23 @@
 """The calls that handlers make on `context.metrics`."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ringserve.backends.ts.metrics.caching_metric import CachingMetric
 from ringserve.backends.ts.metrics.dimension import Dimension
 from ringserve.backends.ts.metrics.metric_cache_errors import MetricsCacheValueError
 from ringserve.backends.ts.metrics.metric_type_enum import MetricTypes
 
-TIME_UNITS = ("ms", "s")
-SIZE_UNITS = ("MB", "kB", "GB", "B")
+TIME_UNITS = ["ms", "s"]
+SIZE_UNITS = ["MB", "kB", "GB", "B"]
+
+# What nearly all metrics have: these dimensions, and values that any message can carry.
+USUAL_NAMES = ["ModelName", "Level"]
+USUAL_MAX = 10**18
+NUMBERS = frozenset((int, float))
 
 Dimensions = Sequence[Dimension] | None
+Record = Callable[[float, str], None]
 RequestIds = Mapping[int, str] | str | None
 
 
@@ -24,6 +30,7 @@ class MetricCacheAbstract(abc.ABC):
         self.cache: dict[MetricTypes, dict[str, CachingMetric]] = {}
         self._request_ids: RequestIds = None
         self._every_id: str | None = None  # all of them in one text, once that was needed
+        self._usual: dict[tuple[str, MetricTypes], Record] = {}  # of metrics that have no dimensions of the caller's
 
     @property
     def request_ids(self) -> RequestIds:
@@ -48,8 +55,15 @@ class MetricCacheAbstract(abc.ABC):
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> None:
         """Report `value`, for row `idx` of the batch or for all of it, with the model's name and level behind the dimensions."""
+        record = None if dimensions else self._usual.get((name, metric_type))
+        # Nothing needs to be asked about such a number; a counter does not go down, but may stay.
+        if record is not None and type(value) in NUMBERS and 0 <= value <= USUAL_MAX:
+            record(value, self._every_id if idx is None and self._every_id is not None else self._get_req(idx))
+            return
         every = self._with_model(dimensions)
         metric = self._get_or_add_metric(name, unit, every, metric_type)
+        if not dimensions and metric.dimension_names == USUAL_NAMES:
+            self._usual[name, metric_type] = metric.recorder([dimension.value for dimension in every]).record
         metric.add_or_update(value, [dimension.value for dimension in every], self._get_req(idx))
 
     def add_counter(self, name: str, value: float, idx: int | None = None, dimensions: Dimensions = None) -> None:
@@ -66,7 +80,8 @@ class MetricCacheAbstract(abc.ABC):
         metric_type: MetricTypes = MetricTypes.GAUGE,
     ) -> None:
         """Report a duration in `ms` or `s`. Raises `MetricsCacheValueError` for another unit."""
-        _check_unit(unit, TIME_UNITS)
+        if unit not in TIME_UNITS:
+            raise MetricsCacheValueError(f"the unit for a timed metric should be one of {TIME_UNITS}")
         self.add_metric(name, value, unit, idx, dimensions, metric_type)
 
     def add_size(
@@ -78,8 +93,9 @@ class MetricCacheAbstract(abc.ABC):
         dimensions: Dimensions = None,
         metric_type: MetricTypes = MetricTypes.GAUGE,
     ) -> None:
-        """Report a size in `MB`, `kB`, `GB` or `B`. Raises `MetricsCacheValueError` for another unit."""
-        _check_unit(unit, SIZE_UNITS)
+        """Report a size in `MB`, `kB`, `GB` or `B`. Raises `ValueError` for another unit, as TorchServe does."""
+        if unit not in SIZE_UNITS:
+            raise ValueError("The unit for size based metric is one of ['MB','kB', 'GB', 'B']")
         self.add_metric(name, value, unit, idx, dimensions, metric_type)
 
     def add_percent(
@@ -148,8 +164,3 @@ class MetricCacheAbstract(abc.ABC):
         if self._every_id is None:
             self._every_id = ",".join(ids.values())
         return self._every_id
-
-
-def _check_unit(unit: str, accepted: tuple[str, ...]) -> None:
-    if unit not in accepted:
-        raise MetricsCacheValueError(f"The unit {unit!r} is none of {', '.join(accepted)}.")

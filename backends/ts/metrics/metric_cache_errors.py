@@ -1,6 +1,7 @@
 """What the metrics of a handler may raise."""
 
-import yaml
+from importlib import import_module
+from typing import Any
 
 
 class GeneralMetricsCacheError(Exception):
@@ -9,10 +10,6 @@ class GeneralMetricsCacheError(Exception):
 
 class MetricsCacheIOError(OSError):
     """The file of metrics cannot be read."""
-
-
-class MetricsCachePyYamlError(yaml.YAMLError):
-    """The file of metrics is no YAML."""
 
 
 class MetricsCacheTypeError(TypeError):
@@ -25,3 +22,10 @@ class MetricsCacheValueError(ValueError):
 
 class MetricsCacheKeyError(KeyError):
     """No metric of that name and type, or no such section of the file."""
+
+
+def __getattr__(name: str) -> Any:
+    """The one that needs YAML."""
+    if name != "MetricsCachePyYamlError":
+        raise AttributeError(name)
+    return import_module("ringserve.backends.ts.metrics.yaml_file").MetricsCachePyYamlError

@@ -4,14 +4,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from ringserve.backends.ts.metrics.caching_metric import CachingMetric
 from ringserve.backends.ts.metrics.metric_cache_abstract import MetricCacheAbstract
 from ringserve.backends.ts.metrics.metric_cache_errors import (
-    MetricsCacheIOError,
     MetricsCacheKeyError,
-    MetricsCachePyYamlError,
     MetricsCacheTypeError,
     MetricsCacheValueError,
 )
@@ -67,6 +63,7 @@ class MetricsCacheYamlImpl(MetricCacheAbstract):
                 "The %s %s is registered again, and takes the place of the first", metric_type.value, metric_name
             )
         known[metric_name] = metric
+        self._usual.pop((metric_name, metric_type), None)
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> CachingMetric:
@@ -92,13 +89,9 @@ class MetricsCacheYamlImpl(MetricCacheAbstract):
 
 
 def _parse(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise MetricsCachePyYamlError(f"Error parsing file {path}: {error}") from error
-    except OSError as error:
-        raise MetricsCacheIOError(f"Error reading file {path}: {error}") from error
+    from ringserve.backends.ts.metrics.yaml_file import read  # not above: no worker has such a file
+
+    return read(path)
 
 
 def _check_type(value: object, expected: type | tuple[type, ...], message: str) -> None:

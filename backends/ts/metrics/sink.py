@@ -6,26 +6,43 @@ is printed as the line that TorchServe's worker prints.
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ringserve.backends.ts.metrics.wire import metric_line, print_line
 
+Dimensions = Sequence[tuple[str, str]]
+
+
+class Recorder(Protocol):
+    """Takes the values of one name with one set of dimensions. Called by any thread, in the middle of a prediction: it neither waits nor
+    raises."""
+
+    def record(self, value: float, request_ids: str) -> None: ...
+
 
 class Sink(Protocol):
-    """Takes every value that a handler reports. Called by any thread, in the middle of a prediction: it neither waits nor raises."""
+    """Has a recorder for whatever is reported."""
 
-    def report(
-        self, name: str, unit: str, kind: str, dimensions: Sequence[tuple[str, str]], value: float, request_ids: str
-    ) -> None: ...
+    def recorder(self, name: str, unit: str, kind: str, dimensions: Dimensions) -> Recorder: ...
+
+
+class PrintingRecorder(NamedTuple):
+    """To stdout."""
+
+    name: str
+    unit: str
+    kind: str
+    dimensions: Dimensions
+
+    def record(self, value: float, request_ids: str) -> None:
+        print_line(metric_line(self.name, self.unit, value, self.dimensions, self.kind, request_ids, time.time()))
 
 
 class Printed:
-    """To stdout."""
+    """Every value as a line."""
 
-    def report(
-        self, name: str, unit: str, kind: str, dimensions: Sequence[tuple[str, str]], value: float, request_ids: str
-    ) -> None:
-        print_line(metric_line(name, unit, value, dimensions, kind, request_ids, time.time()))
+    def recorder(self, name: str, unit: str, kind: str, dimensions: Dimensions) -> Recorder:
+        return PrintingRecorder(name, unit, kind, dimensions)
 
 
 _sink: Sink = Printed()

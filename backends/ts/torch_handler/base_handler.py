@@ -138,7 +138,8 @@ class BaseHandler:
                 output = self.explain_handle(prepared, data)
             else:
                 output = self.postprocess(self.inference(prepared))
-        context.metrics.add_time("HandlerTime", round((time.perf_counter() - began_s) * 1000, 2))
+        if context.metrics is not None:  # as in the unit test of a handler
+            context.metrics.add_time("HandlerTime", round((time.perf_counter() - began_s) * 1000, 2))
         return output
 
     def _infer_with_profiler(self, data: Any) -> tuple[Any, Any]:

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 LOGGER = logging.getLogger("ringserve.model")
 
 HTTP_INTERNAL_ERROR = 500
@@ -59,6 +57,8 @@ def check_valid_pt2_backend(backend: str) -> bool:
 
 def get_yaml_config(yaml_file_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a YAML file, {} for an empty one."""
+    import yaml  # not above: nearly no worker reads such a file, and all start sooner without
+
     return yaml.safe_load(Path(yaml_file_path).read_text(encoding="utf-8")) or {}
 
 

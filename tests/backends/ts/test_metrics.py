@@ -120,9 +120,9 @@ def test_a_clients_words_cannot_make_a_second_line(
 
 def test_a_unit_that_does_not_exist_is_refused(metrics: MetricsCacheYamlImpl) -> None:
     """Times and sizes have closed lists."""
-    with pytest.raises(MetricsCacheValueError):
+    with pytest.raises(MetricsCacheValueError, match=r"^the unit for a timed metric should be one of \['ms', 's'\]$"):
         metrics.add_time("Took", 1, unit="hours")
-    with pytest.raises(MetricsCacheValueError):
+    with pytest.raises(ValueError, match=r"^The unit for size based metric is one of \['MB','kB', 'GB', 'B'\]$"):
         metrics.add_size("Weight", 1, unit="TB")
 
 

@@ -409,7 +409,7 @@ values = st.fixed_dictionaries(
         "job_queue_size": st.integers(1, 2**31 - 1).map(str),
         "token_expiration_min": st.floats(1e-3, 1e9).map(repr),
         "access_log": st.sampled_from(["true", "false"]),
-        "cors_allowed_origin": st.text(
+        "default_service_handler": st.text(
             st.characters(codec="utf-8", categories=["L", "P", "S"], exclude_characters="$"), min_size=1
         ),
         "blacklist_env_vars": st.sampled_from(["A.*", "a|b", r"\w+"]),

@@ -1,5 +1,6 @@
 """Every key of TorchServe's configuration, one by one: honoured, always so, or named with the reason why nothing comes of it."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,26 @@ def test_names_that_differ_in_nothing_but_case_are_the_nearest() -> None:
 
 def test_a_reason_is_a_sentence() -> None:
     assert all(re.fullmatch(r"is .+\.", reason) for reason in ALWAYS_SO.values())
+
+
+def test_a_value_that_does_not_count_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    settings = read(tmp_path, "job_queue_size=many\njob_queue_size=5\n")
+    assert settings.job_queue_size == 5
+    assert [each for each in settings.warnings if "line 2 counts" in each]
+
+
+def test_defaults_of_models_that_are_passed_over_are_named(tmp_path: Path) -> None:
+    models = {
+        "a": {"1.0": {"batchSize": "4", "minWorkers": 0, "maxWorkers": 2, "maxBatchDelai": 5, "marName": "a.mar"}}
+    }
+    settings = read(tmp_path, f"models={json.dumps(models)}\n")
+    assert settings.model_defaults == models
+    size, low, delay = settings.warnings
+    assert ":1: models: 'a' '1.0' batchSize: expected a whole number above 0, got '4'" in size
+    assert "minWorkers: expected a whole number above 0, got 0" in low
+    assert delay.endswith("maxBatchDelai is not a setting and is ignored. Did you mean maxBatchDelay?")
+
+
+def test_what_would_break_out_of_a_header_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=":1: cors_allowed_origin: expected printable ASCII characters, got "):
+        read(tmp_path, "cors_allowed_origin=a\\r\\nset-cookie: x\n")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ringserve.server.metrics.catalogue import AsListed, ListError, open_catalogue, read_catalogue
+from ringserve.server.metrics.catalogue import AsListed, Listed, ListError, open_catalogue, read_catalogue
+from ringserve.server.metrics.exposition import collect
 from ringserve.server.metrics.family import Family, Kind, family, torchserve_family
 from ringserve.server.metrics.listing import ListedMetric
 
@@ -105,6 +106,18 @@ class Some:
             torchserve_family("Requests4XX", Kind.COUNTER, "Count", [(host, 3)]),
             family("ringserve_queue_depth", Kind.GAUGE, "Waiting.", []),
         ]
+
+
+def test_what_is_listed_is_named_before_it_has_a_value(tmp_path: Path) -> None:
+    """And what it has counts once it is there; a name that Prometheus cannot read is not told."""
+    file = tmp_path / "metrics.yaml"
+    file.write_text(TEXT + "    - {name: not readable, unit: ms, dimensions: []}\n")
+    catalogue = read_catalogue(file)
+    listed = {each.name: each for each in Listed(catalogue).families()}
+    assert listed.keys() == {*catalogue.torchserve, *catalogue.handlers} - {"not readable"}
+    assert "not readable" in catalogue.handlers
+    [told] = [each for each in collect([Some(), Listed(catalogue)]) if each.name == "Requests2XX"]
+    assert [sample.value for sample in told.samples] == [3]
 
 
 def test_torchserves_metrics_are_told_as_they_are_listed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ringserve.server.metrics import custom as bounds
-from ringserve.server.metrics.custom import CustomMetrics, LogLine, valid_label_names, valid_metric_name
+from ringserve.server.metrics.custom import CustomMetrics, LogSeries, valid_label_names, valid_metric_name
 from ringserve.server.metrics.exposition import collect, render
 from ringserve.server.metrics.listing import Emission, Emitted, ListedMetric, Series
 
@@ -18,9 +18,10 @@ LISTED = {
 
 
 def lines_of(custom: CustomMetrics) -> list[str]:
-    """What a scrape has, without comments."""
+    """What a scrape has, without comments, and without saying that nothing was dropped."""
     text = render(collect([custom])).decode()
-    return [line for line in text.splitlines() if not line.startswith("#")]
+    nothing = 'ringserve_metrics_dropped_total{model_name="m"} 0.0'
+    return [line for line in text.splitlines() if not line.startswith("#") and line != nothing]
 
 
 def emitted(*series: Series) -> Emitted:
@@ -76,14 +77,14 @@ def test_what_is_not_listed_is_said_once(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_printed_line_counts_with_its_own_host() -> None:
     """Any process may print one; what is malformed is not taken."""
-    lines: list[LogLine] = []
-    custom = CustomMetrics(LISTED, "h", on_lines=lines.extend)
+    lines: list[object] = []
+    custom = CustomMetrics(LISTED, "h", on_lines=lambda series, emissions: lines.append((series, emissions)))
     assert custom.printed("m", "[METRICS]Calls.Count:5|#ModelName:m,Level:Other|#type:COUNTER|#hostname:H,17,a,b")
     assert not custom.printed("m", "[METRICS]Calls.Count:many|#ModelName:m|#type:COUNTER|#hostname:H,17")
     assert not custom.printed("m", "good morning")
     assert lines_of(custom) == ['Calls{ModelName="m",Level="Other",Hostname="H",} 5.0']
     labels = (("ModelName", "m"), ("Level", "Other"))
-    assert lines == [LogLine("Calls", "ms", 5.0, labels, "H", "a,b", 17)]
+    assert lines == [([LogSeries("Calls", "ms", labels, "H")], [Emission(0, 5.0, 17, "a,b")])]
 
 
 def test_what_a_metric_cannot_take_is_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -100,12 +101,12 @@ def test_what_a_metric_cannot_take_is_counted(caplog: pytest.LogCaptureFixture) 
 
 def test_single_values_go_to_the_log() -> None:
     """With the listed unit, and for which requests."""
-    lines: list[LogLine] = []
-    custom = CustomMetrics(LISTED, "h", on_lines=lines.extend)
+    lines: list[object] = []
+    custom = CustomMetrics(LISTED, "h", on_lines=lambda series, emissions: lines.append((series, emissions)))
     assert custom.plan.lines
-    said = Emitted((counter("Bad", 1, ()), counter("Calls", 3)), (Emission(0, 1, 5, "x"), Emission(1, 3, 6, "a,b")))
+    said = Emitted((counter("Calls", 1, ()), counter("Calls", 3)), (Emission(0, 1, 5, "x"), Emission(1, 3, 6, "a,b")))
     custom.emitted("m", said)
-    assert lines[-1] == LogLine("Calls", "ms", 3, M, "h", "a,b", 6)
+    assert lines == [([None, LogSeries("Calls", "ms", M, "h")], said.lines)]
     assert not CustomMetrics(LISTED, "h").plan.lines
 
 

@@ -1,8 +1,9 @@
 """What a worker keeps of its handler's metrics until it tells the supervisor."""
 
+import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from select import poll
 
 import pytest
@@ -11,6 +12,7 @@ from ringserve.server.control import Channel, WorkerMessage
 from ringserve.server.metrics import emissions as bounds
 from ringserve.server.metrics.emissions import Emissions
 from ringserve.server.metrics.listing import Emission, Emitted, ListedMetric, MetricPlan, Series
+from ringserve.server.metrics.printed import parse
 
 M = (("ModelName", "m"),)
 LISTED = (
@@ -29,6 +31,13 @@ def channels() -> Iterator[tuple[Channel, Channel]]:
     theirs.close()
 
 
+def report(
+    emissions: Emissions, name: str, unit: str, kind: str, dimensions: Sequence[tuple[str, str]], value: float, ids: str
+) -> None:
+    """As a handler's metric does."""
+    emissions.recorder(name, unit, kind, dimensions).record(value, ids)
+
+
 def told(emissions: Emissions, channels: tuple[Channel, Channel]) -> Emitted:
     """What the supervisor hears."""
     emissions.flush(channels[0], at_once=True)
@@ -42,9 +51,9 @@ def test_values_are_added_up_as_their_kind_is(channels: tuple[Channel, Channel])
     """A counter sums, a gauge keeps the last, a histogram counts by size."""
     emissions = Emissions(MetricPlan(LISTED))
     for value in (1, 2.5):
-        emissions.report("Calls", "Count", "COUNTER", M, value, "r")
-        emissions.report("Took", "Milliseconds", "GAUGE", M, value, "r")
-        emissions.report("Sizes", "Megabytes", "HISTOGRAM", M, value, "r")
+        report(emissions, "Calls", "Count", "COUNTER", M, value, "r")
+        report(emissions, "Took", "Milliseconds", "GAUGE", M, value, "r")
+        report(emissions, "Sizes", "Megabytes", "HISTOGRAM", M, value, "r")
     said = told(emissions, channels)
     buckets = [0] * 15
     buckets[9] = buckets[10] = 1  # at most 1, at most 2.5
@@ -61,8 +70,8 @@ def test_values_are_added_up_as_their_kind_is(channels: tuple[Channel, Channel])
 def test_the_listed_kind_counts_not_the_emitted(channels: tuple[Channel, Channel]) -> None:
     """TorchServe's users list what `add_time` emits as a histogram."""
     emissions = Emissions(MetricPlan(LISTED))
-    emissions.report("Sizes", "Milliseconds", "GAUGE", M, 3.0, "")
-    emissions.report("Calls", "Milliseconds", "GAUGE", M, -3.0, "")
+    report(emissions, "Sizes", "Milliseconds", "GAUGE", M, 3.0, "")
+    report(emissions, "Calls", "Milliseconds", "GAUGE", M, -3.0, "")
     said = told(emissions, channels)
     assert said.series[0].kind == "histogram"
     assert said.dropped_values == 1
@@ -71,13 +80,13 @@ def test_the_listed_kind_counts_not_the_emitted(channels: tuple[Channel, Channel
 def test_single_values_are_told_where_they_are_wanted(channels: tuple[Channel, Channel]) -> None:
     """With their requests and their time, up to a bound."""
     emissions = Emissions(MetricPlan(LISTED, lines=True))
-    emissions.report("Calls", "Count", "COUNTER", M, 1, "a")
-    emissions.report("Took", "Milliseconds", "GAUGE", M, 2, "b,c")
+    report(emissions, "Calls", "Count", "COUNTER", M, 1, "a")
+    report(emissions, "Took", "Milliseconds", "GAUGE", M, 2, "b,c")
     said = told(emissions, channels)
     assert [(each.series, each.value, each.request_ids) for each in said.lines] == [(0, 1, "a"), (1, 2, "b,c")]
     assert isinstance(said.lines[0], Emission)
     for _ in range(bounds.LINES_MAX + 5):
-        emissions.report("Calls", "Count", "COUNTER", M, 1, "a")
+        report(emissions, "Calls", "Count", "COUNTER", M, 1, "a")
     said = told(emissions, channels)
     assert len(said.lines) == bounds.LINES_MAX
     assert said.dropped_lines == 5
@@ -87,14 +96,14 @@ def test_single_values_are_told_where_they_are_wanted(channels: tuple[Channel, C
 def test_what_is_not_listed_is_named_once(channels: tuple[Channel, Channel]) -> None:
     """Unless everything is wanted."""
     emissions = Emissions(MetricPlan(LISTED))
-    emissions.report("Other", "Count", "COUNTER", M, 1, "a")
+    report(emissions, "Other", "Count", "COUNTER", M, 1, "a")
     said = told(emissions, channels)
     assert said.unlisted == ("Other",)
     assert said.series == ()
-    emissions.report("Other", "Count", "COUNTER", M, 1, "a")
+    report(emissions, "Other", "Count", "COUNTER", M, 1, "a")
     assert not emissions.pending
     everything = Emissions(MetricPlan(LISTED, every=True))
-    everything.report("Other", "Count", "COUNTER", M, 1, "a")
+    report(everything, "Other", "Count", "COUNTER", M, 1, "a")
     assert told(everything, channels).series == (Series("Other", "counter", "Count", M, 1.0),)
 
 
@@ -105,7 +114,7 @@ def test_endless_dimension_values_take_no_endless_memory(
     monkeypatch.setattr(bounds, "SERIES_MAX", 10)
     emissions = Emissions(MetricPlan(LISTED))
     for number in range(25):
-        emissions.report("Calls", "Count", "COUNTER", (("ModelName", f"{number}" * 1000),), 1, "a")
+        report(emissions, "Calls", "Count", "COUNTER", (("ModelName", f"{number}" * 1000),), 1, "a")
     said = told(emissions, channels)
     assert len(said.series) == 10
     assert said.dropped_values == 15
@@ -115,7 +124,7 @@ def test_endless_dimension_values_take_no_endless_memory(
 def test_what_no_message_can_carry_is_replaced(channels: tuple[Channel, Channel]) -> None:
     """Half a character, as broken JSON may bring it."""
     emissions = Emissions(MetricPlan(LISTED))
-    emissions.report("Calls", "Count", "COUNTER", (("ModelName", "\ud800"),), 1, "a")
+    report(emissions, "Calls", "Count", "COUNTER", (("ModelName", "\ud800"),), 1, "a")
     assert told(emissions, channels).series[0].dimensions == (("ModelName", "?"),)
 
 
@@ -123,7 +132,7 @@ def test_a_supervisor_that_does_not_listen_holds_up_nothing(channels: tuple[Chan
     """Once it does, it hears everything."""
     emissions, sent = Emissions(MetricPlan(LISTED)), 0
     for _ in range(2000):
-        emissions.report("Calls", "Count", "COUNTER", M, 1, "a")
+        report(emissions, "Calls", "Count", "COUNTER", M, 1, "a")
         emissions.flush(channels[0], at_once=True)
         sent += 1
     assert emissions.pending
@@ -143,10 +152,10 @@ def test_another_thread_wakes_the_one_that_sends(channels: tuple[Channel, Channe
     """Which may be waiting for requests, for ever."""
     emissions, poller = Emissions(MetricPlan(LISTED)), poll()
     poller.register(emissions.wake_fd)
-    emissions.report("Calls", "Count", "COUNTER", M, 1, "a")
+    report(emissions, "Calls", "Count", "COUNTER", M, 1, "a")
     told(emissions, channels)
     assert not [fd for fd, event in poller.poll(0) if event & 1]
-    thread = threading.Thread(target=emissions.report, args=("Calls", "Count", "COUNTER", M, 1, "a"))
+    thread = threading.Thread(target=report, args=(emissions, "Calls", "Count", "COUNTER", M, 1, "a"))
     thread.start()
     thread.join()
     assert [fd for fd, event in poller.poll(0) if event & 1] == [emissions.wake_fd]
@@ -159,6 +168,21 @@ def test_a_supervisor_that_is_gone_is_told_nothing(channels: tuple[Channel, Chan
     """And the worker goes on."""
     emissions = Emissions(MetricPlan(LISTED))
     channels[1].close()
-    emissions.report("Calls", "Count", "COUNTER", M, 1, "a")
+    report(emissions, "Calls", "Count", "COUNTER", M, 1, "a")
     emissions.flush(channels[0], at_once=True)
+    assert not emissions.pending
+
+
+def test_a_process_that_the_model_forked_prints(capfd: pytest.CaptureFixture[str]) -> None:
+    """It has no way to the supervisor but its standard output, which is read there."""
+    emissions = Emissions(MetricPlan(LISTED))
+    recorder = emissions.recorder("Calls", "Count", "COUNTER", M)
+    pid = os.fork()
+    if not pid:
+        recorder.record(3, "r")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    found = parse(capfd.readouterr().out)
+    assert found is not None
+    assert (found.name, found.kind, found.value, found.dimensions, found.request_ids) == ("Calls", "counter", 3, M, "r")
     assert not emissions.pending

@@ -220,4 +220,6 @@ def test_with_one_it_is(tmp_path: Path, issued: Issued) -> None:
 def test_a_pipe_is_refused_at_once(tmp_path: Path, issued: Issued) -> None:
     certificate, _ = issued.write(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    assert "cannot be read: expected a regular file, got a named pipe" in complaint(files((certificate, tmp_path / "pipe")))
+    assert "cannot be read: expected a regular file, got a named pipe" in complaint(
+        files((certificate, tmp_path / "pipe"))
+    )

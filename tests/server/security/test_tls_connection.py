@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.server.security.tls import Tls, server_context
-from ringserve.server.security.tls_connection import HTTPS_ONLY, PIECE_BYTES, RECEIVED
+from ringserve.server.security.tls_connection import HTTPS_ONLY, PIECE_BYTES, RECEIVED, RECORD_BYTES
 from tests.authority import Authority
 from tests.server.security.tls_rig import Conversation, Lending
 
@@ -187,6 +187,27 @@ def test_writing_is_paused_until_everything_has_left_and_memory_is_let_go_only_t
         assert conversation.connection.get_write_buffer_size() == 0
         assert conversation.hear() == memory
         memory.clear()  # nobody refers to it
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("size", "kept"), [(100, True), (RECORD_BYTES + 1, False)])
+def test_what_tls_says_by_itself_waits_for_the_client_and_never_grows(
+    tls: Tls, trust: ssl.SSLContext, size: int, kept: bool
+) -> None:
+    async def run() -> None:
+        conversation = Conversation(tls, trust)
+        await conversation.shake_hands()
+        conversation.socket.full = True
+        conversation.connection.write(b"x" * 100)
+        conversation.socket.sent.clear()
+        conversation.connection._outgoing.write(b"y" * size)  # as for many requests to change keys
+        conversation.client.write(b"more")
+        conversation.exchange()
+        assert conversation.socket.aborted is not kept
+        if kept:
+            conversation.socket.take()
+            assert conversation.socket.sent.endswith(b"y" * size)
 
     asyncio.run(run())
 

@@ -250,5 +250,13 @@ def test_a_model_that_makes_no_sense_leaves_the_others_alone() -> None:
 
 @pytest.mark.parametrize("ours", [None, [], {"repository": 7}, {"notRestored": {"other": 7}}])
 def test_what_only_we_write_is_not_needed_for_the_rest(ours: object) -> None:
-    state = parse_state(orjson.dumps({"models": {"digits": {"1.0": {"marName": "digits.mar"}}}, "ringserve": ours}).decode())
+    state = parse_state(
+        orjson.dumps({"models": {"digits": {"1.0": {"marName": "digits.mar"}}}, "ringserve": ours}).decode()
+    )
     assert [each.name for each in state.records] == ["model digits version 1.0"]
+
+
+def test_what_the_api_has_sent_away_is_written_and_read_again() -> None:
+    state = State((DIGITS,), unregistered={"light.mar": "2f6b", "\udcff.mar": ""})
+    assert parse_state(render_state(state)).unregistered == {"light.mar": "2f6b", "?.mar": ""}
+    assert parse({}, ringserve={"unregistered": {"a.mar": 7, "b.mar": "1"}}).unregistered == {"b.mar": "1"}

@@ -21,7 +21,7 @@ from ringserve.server.repository.store import ModelStore, UnpackedModel
 from ringserve.server.settings import Settings
 from ringserve.server.snapshots.document import Problem, State, VersionRecord
 from ringserve.server.snapshots.remembered import Promises, records, restore_dropped, restore_settings
-from ringserve.server.snapshots.restoring import Lost, Restoring, named_models, wanted_state
+from ringserve.server.snapshots.restoring import Lost, Restoring, named_models, stays_away, wanted_state
 from tests.server.versions_rig import Store
 
 OPTIONS = ServingOptions(1, 100, 100, 120, 120, "handler", False)
@@ -311,10 +311,14 @@ def test_names_that_only_the_snapshot_remembers_are_not_loaded_again() -> None:
 # ---- what the API says of it
 
 
-def test_what_was_lost_and_registered_again_does_not_come_back_once_it_is_unregistered() -> None:
+def managed() -> Management:
     settings = Settings(snapshots=False, enable_model_api=True)
     store, environments = cast(ModelStore, Store()), cast(Environments, None)
-    management = Management(settings, store, DeviceWatch(no_devices("for this test")), environments)
+    return Management(settings, store, DeviceWatch(no_devices("for this test")), environments)
+
+
+def test_what_was_lost_and_registered_again_does_not_come_back_once_it_is_unregistered() -> None:
+    management = managed()
     for record in (V1, V2):
         management.lost.add("m", record.version, "its file is gone", record)
 
@@ -326,3 +330,21 @@ def test_what_was_lost_and_registered_again_does_not_come_back_once_it_is_unregi
 
     asyncio.run(whole())
     assert management.lost.records() == []
+
+
+def test_what_a_file_names_and_the_api_has_unregistered_stays_away_until_it_is_named_by_a_flag() -> None:
+    state = State(unregistered={"m.mar": ""})
+    assert stays_away(Settings(origins={"models": "config.properties:3"}), state) == {"m.mar": ""}
+    assert stays_away(Settings(origins={"models": "--models"}), state) == {}
+    management = managed()
+
+    async def whole() -> None:
+        version = made(management.registry, "m", "1.0")
+        version.fetched = Fetched(Path("/store/m.mar"), "m.mar", remote=False, downloaded=False)
+        version.options = replace(OPTIONS, loaded_at_startup=True)
+        management.versions.add(version)
+        await management.unregister("m", None)
+        assert management.away == {"m.mar": ""}
+        await management.load_at_startup(["m.mar", "n=m.mar"])  # the store would fail
+
+    asyncio.run(whole())
