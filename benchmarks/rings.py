@@ -14,7 +14,8 @@ import time
 from ringserve.backends.contract import Batch, LoadedModel
 from ringserve.protocol.tensor import Signature, TensorSpec
 from ringserve.server.budget import lane_shape
-from ringserve.server.control import Channel, LinkLane, StopWorker, ToWorker, WorkerMessage, channel_pair
+from ringserve.server.channel import Channel, channel_pair
+from ringserve.server.control import LinkLane, StopWorker, ToWorker, WorkerMessage
 from ringserve.server.worker import Worker
 from ringserve.shm.lane import create_lane
 from ringserve.shm.link import FrontLink, create_link

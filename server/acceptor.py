@@ -119,6 +119,8 @@ def turn_away(sock: socket.socket) -> bool:
     """Let no new connections into the queue of a listening socket, so that it can be emptied before it is closed: the kernel resets
     what is in it then, with requests that clients have sent. Whether that could be done; it holds for all processes that have the
     socket."""
+    if sock.family == socket.AF_UNIX:
+        return True  # nobody finds it without its file, which has been removed
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _NO_NEW_CONNECTIONS))

@@ -15,7 +15,6 @@ from ringserve.protocol.request import Answer
 from ringserve.protocol.tensor import Signature
 from ringserve.server.chunks import read_frame
 from ringserve.server.inflight import OVER, Batch, Fill, Pending
-from ringserve.server.metrics.meter import TO_COME
 from ringserve.server.replies import (
     DIRECT_BYTES_MIN,
     FLAG_NOT_COMPUTED,
@@ -46,20 +45,16 @@ class Delivery:
         """Give every row its own answer; returns how many reply lines did not carry their row's id."""
         fill, mismatched = batch.fill, 0
         lines = fill.slab.table[batch.first : batch.first + len(batch.rows), REPLY_ID:].tolist()
-        render, times, absent = self._render, batch.times, 0
+        render, times = self._render, batch.times
         for pending, line in zip(batch.rows, lines, strict=True):
             if pending is None:
                 continue
             if line[0] != pending.row_id:
                 mismatched += 1
-                absent += 1
                 pending.fail(Internal("The worker's answer does not belong to this request; it was dropped."))
             elif pending.done():  # its client is gone, or its answer has begun
-                if pending.stream is None or pending.stream.is_closed:
-                    absent += 1
-                else:
-                    pending.times = times
                 if pending.stream is not None:
+                    pending.times = times
                     self._finish(pending.stream, fill, line, overflow)
             elif render is not None and not line[_FLAGS]:
                 pending.times = times
@@ -68,7 +63,6 @@ class Delivery:
                 else:
                     pending.set_result(Answer(render(fill.slab, pending.row), "application/json"))
             elif line[_FLAGS] & FLAG_NOT_COMPUTED:
-                absent += 1
                 pending.set_exception(DeadlineExceeded(EXPIRED))
             else:
                 pending.times = times
@@ -78,8 +72,6 @@ class Delivery:
                     pending.set_exception(reply)
                 else:
                     pending.set_result(reply)
-        if absent and times is not None:
-            times[TO_COME] -= absent
         return mismatched
 
     def _holder(self, fill: Fill) -> Callable[[], Callable[[], None]] | None:

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,6 +24,7 @@ from ringserve.server.acceptor import NOT_THERE, turn_away
 from ringserve.server.admission import QueuePage
 from ringserve.server.app import UNUSED_S_MIN
 from ringserve.server.budget import describe_lane, lane_budget, lane_shape
+from ringserve.server.confirmations import Confirmations
 from ringserve.server.control import (
     Applied,
     AskCounters,
@@ -127,7 +128,7 @@ class Fleet:
         self._connections: QueuePage | None = None  # how many each front end has, when there are several
         self._count = 0
         self._watching: asyncio.Task[None] | None = None
-        self._waiters: dict[tuple[object, ...], asyncio.Future[object]] = {}
+        self._confirmations = Confirmations()
         self._keys: Keys | None = None  # that they let in, where there are tokens
         self._certificate: bytes | None = None  # with its private key, where they speak TLS
         self._epochs = itertools.count(1)
@@ -150,7 +151,7 @@ class Fleet:
         except (OSError, OutOfSharedMemory) as error:
             raise OutOfResources(f"A front end could not be started: {error}.") from None
         self._watching = asyncio.ensure_future(self._watch())
-        waiting = [self._expect((FrontEndReady, slot.index), STARTUP_S_MAX) for slot in self._slots]
+        waiting = [self._confirmations.expect((FrontEndReady, slot.index), STARTUP_S_MAX) for slot in self._slots]
         if None in await asyncio.gather(*waiting):
             raise OutOfResources(f"A front end did not start within {STARTUP_S_MAX:.0f} s.")
 
@@ -200,9 +201,7 @@ class Fleet:
             page.clear(slot.index)
         if self._connections is not None:
             self._connections.say(slot.index, NOT_THERE)
-        for key, waiter in self._waiters.items():  # it will confirm nothing any more: what was asked ended with it
-            if key[1] == slot.index and not waiter.done():
-                waiter.set_result(None if key[0] is FrontEndReady else True)
+        self._confirmations.front_end_gone(slot.index)
 
     async def stop(self, drain_s: float, unused_s: float = UNUSED_S_MIN, *, handed_over: bool = False) -> None:
         """Drain and end all front ends. Who connects from now on is refused: in the socket's queue nobody would answer. Or is
@@ -237,7 +236,7 @@ class Fleet:
         if not slot.ready:
             return
         token = next(self._tokens)
-        answer = self._expect((Queues, slot.index, token), PULSE_S)
+        answer = self._confirmations.expect((Queues, slot.index, token), PULSE_S)
         child.send(AskQueues(token))
         if await answer is not None:
             slot.pulses_missed = 0
@@ -256,48 +255,24 @@ class Fleet:
                 slot.child.saw(Event.LOADED)
                 logger.info("front end %d is ready, pid %d", index, slot.child.pid)
                 self._equip(slot)
-                self._answer((FrontEndReady, index), True)
+                self._confirmations.came((FrontEndReady, index))
             case Applied(epoch=epoch):
-                self._answer((Applied, index, epoch), True)
+                self._confirmations.came((Applied, index, epoch))
             case Detached(key=key, worker_id=worker_id):
                 slot.attached.discard((key, worker_id))
-                if (
-                    Detached,
-                    index,
-                    key,
-                    worker_id,
-                ) not in self._waiters:  # nobody asked: it could not take the descriptors
+                word = (Detached, index, key, worker_id)
+                if word not in self._confirmations:  # nobody asked: it could not take the descriptors
                     asyncio.get_running_loop().call_later(RELINK_S, self._link_missing, slot, slot.child)
-                self._answer((Detached, index, key, worker_id), True)
+                self._confirmations.came(word)
             case LaneClosed(key=key):
-                self._answer((LaneClosed, index, key), True)
+                self._confirmations.came((LaneClosed, index, key))
             case Queues(token=token):
-                self._answer((Queues, index, token), message)
+                self._confirmations.came((Queues, index, token), message)
             case Counted(token=token):
-                self._answer((Counted, index, token), True)
+                self._confirmations.came((Counted, index, token))
             case WorkerStuck(key=key, worker_id=worker_id) if (key, worker_id) in slot.attached:
                 # Several may say so of one process; its successor, which has the same id, is not meant.
                 self._hooks.on_stuck(key, worker_id)
-
-    def _answer(self, key: tuple[object, ...], value: object) -> None:
-        waiter = self._waiters.get(key)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(value)
-
-    def _expect(self, key: tuple[object, ...], timeout_s: float) -> Awaitable[object | None]:
-        """What the front end `key[1]` says to `key`; None when it does not in time. Expect before asking."""
-        waiter = self._waiters[key] = asyncio.get_running_loop().create_future()
-
-        async def outcome() -> object | None:
-            try:
-                return await asyncio.wait_for(waiter, timeout_s)
-            except TimeoutError:
-                return None
-            finally:
-                if self._waiters.get(key) is waiter:
-                    del self._waiters[key]
-
-        return outcome()
 
     # ---- what they are told
 
@@ -327,7 +302,7 @@ class Fleet:
         """Make every front end route by what is registered now, and wait until they do, or are gone."""
         epoch = next(self._epochs)
         ready = [slot for slot in self._slots if slot.ready]
-        waiting = [self._expect((Applied, slot.index, epoch), APPLY_S_MAX) for slot in ready]
+        waiting = [self._confirmations.expect((Applied, slot.index, epoch), APPLY_S_MAX) for slot in ready]
         self._send_routes(ready, epoch)
         await asyncio.gather(*waiting)
 
@@ -336,7 +311,7 @@ class Fleet:
         does not say so in time is made to go: it may still let in by others."""
         keys = self._keys = msgspec.structs.replace(keys, epoch=next(self._epochs))
         ready = [slot for slot in self._slots if slot.ready]
-        waiting = [self._expect((Applied, slot.index, keys.epoch), APPLY_S_MAX) for slot in ready]
+        waiting = [self._confirmations.expect((Applied, slot.index, keys.epoch), APPLY_S_MAX) for slot in ready]
         for slot in ready:
             slot.child.send(keys)
         for slot, answer in zip(ready, await asyncio.gather(*waiting), strict=True):
@@ -388,7 +363,7 @@ class Fleet:
         """Have everything that front ends have measured put into the counters, as far as they do so in time."""
         token = next(self._tokens)
         ready = [slot for slot in self._slots if slot.ready]
-        answers = [self._expect((Counted, slot.index, token), ASK_S_MAX / 2) for slot in ready]
+        answers = [self._confirmations.expect((Counted, slot.index, token), ASK_S_MAX / 2) for slot in ready]
         for slot in ready:
             slot.child.send(AskCounters(token))
         await asyncio.gather(*answers)
@@ -436,12 +411,14 @@ class Fleet:
             if (version.key, worker_id) in slot.attached:
                 slot.attached.discard((version.key, worker_id))
                 slot.child.send(WorkerGone(version.key, worker_id, status, cause))
-                self._answer((Detached, slot.index, version.key, worker_id), True)
+                self._confirmations.came((Detached, slot.index, version.key, worker_id))
 
     async def detach(self, version: ModelVersion, worker_id: str, timeout_s: float) -> bool:
         """Nobody gives the worker anything more, and what it had is answered; false when that took too long."""
         holders = [slot for slot in self._slots if (version.key, worker_id) in slot.attached]
-        waiting = [self._expect((Detached, slot.index, version.key, worker_id), timeout_s) for slot in holders]
+        waiting = [
+            self._confirmations.expect((Detached, slot.index, version.key, worker_id), timeout_s) for slot in holders
+        ]
         for slot in holders:
             slot.child.send(DetachWorker(version.key, worker_id))
         return None not in await asyncio.gather(*waiting)
@@ -449,7 +426,7 @@ class Fleet:
     async def close_lanes(self, version: ModelVersion, timeout_s: float) -> bool:
         """The version has left the routes: wait until its requests are answered; false when that took too long."""
         holders = [slot for slot in self._slots if slot.child.state is State.READY]
-        waiting = [self._expect((LaneClosed, slot.index, version.key), timeout_s) for slot in holders]
+        waiting = [self._confirmations.expect((LaneClosed, slot.index, version.key), timeout_s) for slot in holders]
         for slot in holders:
             slot.child.send(CloseLane(version.key))
         answered = None not in await asyncio.gather(*waiting)
@@ -472,19 +449,18 @@ class Fleet:
         """How many requests of a version wait in all front ends; one alone that does not answer in time counts as 0."""
         if key in self._pages:
             return self._pages[key].total
-        token = next(self._tokens)
-        ready = [slot for slot in self._slots if slot.ready]
-        answers = [self._expect((Queues, slot.index, token), ASK_S_MAX) for slot in ready]
-        for slot in ready:
-            slot.child.send(AskQueues(token))
-        return sum(told.waiting.get(key, 0) for told in await asyncio.gather(*answers) if isinstance(told, Queues))
+        return sum(told.waiting.get(key, 0) for told in await self._queues())
 
     async def loads(self, keys: tuple[int, ...]) -> list[dict[int, Load]] | None:
         """What these versions have to do in each front end; None when one of them does not say."""
+        told = [each.loads for each in await self._queues(keys)]
+        return told if len(told) == len(self._slots) else None
+
+    async def _queues(self, keys: tuple[int, ...] = ()) -> list[Queues]:
+        """What those front ends say that do so in time."""
         token = next(self._tokens)
         ready = [slot for slot in self._slots if slot.ready]
-        answers = [self._expect((Queues, slot.index, token), ASK_S_MAX) for slot in ready]
+        answers = [self._confirmations.expect((Queues, slot.index, token), ASK_S_MAX) for slot in ready]
         for slot in ready:
             slot.child.send(AskQueues(token, keys))
-        told = [answer.loads for answer in await asyncio.gather(*answers) if isinstance(answer, Queues)]
-        return told if len(told) == len(self._slots) else None
+        return [answer for answer in await asyncio.gather(*answers) if isinstance(answer, Queues)]

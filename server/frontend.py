@@ -31,15 +31,13 @@ from ringserve.server.app import (
     stop_accepting,
     wind_down,
 )
+from ringserve.server.channel import Channel, ControlClosed, ControlFull
 from ringserve.server.control import (
     Applied,
     AskCounters,
     AskQueues,
     AttachWorker,
-    Channel,
     CloseLane,
-    ControlClosed,
-    ControlFull,
     Counted,
     Detached,
     DetachWorker,

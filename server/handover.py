@@ -30,7 +30,8 @@ import msgspec
 
 from ringserve.protocol.errors import RingServeError, ShuttingDown
 from ringserve.server.admin_socket import short_path
-from ringserve.server.control import Channel, ControlClosed, ControlFull, Credential, Message
+from ringserve.server.channel import Channel, ControlClosed, ControlFull
+from ringserve.server.control import Credential, Message
 from ringserve.server.settings import Address
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class HandOverListener:
         self._channels: set[Channel] = set()
         self._successor: Channel | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._withdrawn = False
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._connected)
 
     def _connected(self) -> None:
@@ -140,6 +142,8 @@ class HandOverListener:
         match message:
             case AskStart():
                 _tell(channel, self._start)
+            case AskHandOver() if self._withdrawn:
+                _tell(channel, Refused("it has been told to stop"))
             case AskHandOver() if self._successor is not None:
                 _tell(channel, Refused("another instance is taking over already"))
             case AskHandOver():
@@ -148,7 +152,7 @@ class HandOverListener:
             case TakenOver() if channel is self._successor:
                 logger.info("a new instance serves")
                 _tell(channel, Released())
-                self._successor = None  # its end is not ours to notice any more
+                self._successor, self._withdrawn = None, True  # its end is not ours to notice any more
                 self._hooks.gone()
 
     async def _prepare(self, channel: Channel) -> None:
@@ -158,6 +162,9 @@ class HandOverListener:
             self._refuse(channel, f"changes are still under way after {PREPARE_S_MAX:.0f} s")
         except RingServeError as error:
             self._refuse(channel, error.message)
+        except Exception as error:  # whatever it was, the other one must not be waited for
+            logger.exception("nothing can be handed over")
+            self._refuse(channel, f"{type(error).__name__}: {error}")
         else:
             _tell(channel, handed, fds)
 
@@ -177,13 +184,17 @@ class HandOverListener:
                 self._preparing.cancel()
             self._hooks.release()
 
-    def close(self) -> None:
-        """No hand-over any more; one that is under way is withdrawn."""
+    def withdraw(self) -> None:
+        """No hand-over any more, nor one that is under way; how this instance was started is still told."""
+        self._withdrawn = True
         if self._preparing is not None:
             self._preparing.cancel()
         if self._successor is not None:
             _tell(self._successor, Withdrawn())
             self._successor = None
+
+    def close(self) -> None:
+        self.withdraw()
         for channel in self._channels:
             channel.close()
         self._channels.clear()
@@ -248,6 +259,9 @@ class Predecessor:
 
     async def taken_over(self) -> None:
         """From here on the other one drains, unless it has ended without a word. Raises `ShuttingDown` when it was told to stop first."""
+        if self._withdrawn:
+            self._channel.close()
+            raise ShuttingDown(CALLED_OFF)
         self._answer = asyncio.get_running_loop().create_future()
         _tell(self._channel, TakenOver())
         if self._ended:

@@ -20,6 +20,7 @@ _NOT_PASSED_ON = frozenset(
 _FAULTS = frozenset(
     (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
 )
+_NAMES = {b"ringserve", b"torchserve", b"ringserve.tools.cli.main"}  # what is among the words of a server
 _SIGNALS = signal.valid_signals() - _FAULTS - {signal.SIGKILL, signal.SIGSTOP}
 
 
@@ -38,44 +39,54 @@ def become_init(pid_file: str) -> None:
 
 def attend(server: int, pid_file: str) -> int:
     """Until the server has ended, and whoever has taken over from it; the exit code."""
+    lost: int | None = None  # how a successor ended that left its PID file, while the one before it still answered
     while True:
         number = signal.sigwait(_SIGNALS)
         if number == signal.SIGCHLD:
-            code = _reap(server)
-            if code is not None:
-                successor = _named(pid_file)
-                if successor is None or successor == server:
-                    return code
-                server = successor
+            written, ends = _written(pid_file), _reap()
+            if server not in ends:
+                lost = ends.get(written, lost)
+                continue
+            successor = _named(pid_file)
+            if successor is None:
+                return ends.get(written, ends[server] if lost is None else lost)
+            server, lost = successor, None
         elif number not in _NOT_PASSED_ON:
             with contextlib.suppress(OSError):
                 os.kill(_named(pid_file) or server, number)
 
 
-def _reap(server: int) -> int | None:
-    """Wait for all that have ended; how the server did, if it is one of them: a killed one as shells say it."""
-    code = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return code
-        if pid == 0:
-            return code
-        if pid == server:
-            ended = os.waitstatus_to_exitcode(status)
-            code = ended if ended >= 0 else 128 - ended
+def _reap() -> dict[int, int]:
+    """Wait for all that have ended; their exit codes: of those that were killed as shells say it."""
+    ends = {}
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            code = os.waitstatus_to_exitcode(ended[1])
+            ends[ended[0]] = code if code >= 0 else 128 - code
+    return ends
+
+
+def _written(pid_file: str) -> int:
+    """What the PID file says; 0 where it says nothing."""
+    try:
+        with open(pid_file, encoding="ascii") as file:
+            return int(file.read(64))
+    except (OSError, ValueError):
+        return 0
 
 
 def _named(pid_file: str) -> int | None:
-    """The living process that the PID file names."""
-    try:
-        with open(pid_file, encoding="ascii") as file:
-            pid = int(file.read(64))
-        os.kill(pid, 0)
-    except (OSError, ValueError):
+    """The living server that the PID file names: one of a former life of the container may name anything by now."""
+    pid = _written(pid_file)
+    if pid <= 1:
         return None
-    return pid if pid > 1 else None
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(4096)
+    except OSError:
+        return None
+    return pid if _NAMES & {os.path.basename(word) for word in words.split(b"\0")} else None
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
@@ -81,9 +82,23 @@ def started_how(pid: int) -> Start:
 def stop_server(timeout_s: float | None = None) -> int | None:
     """Tell the running server to stop and wait until it is gone, as long as it says that this may take; its pid, or None when none
     runs. Raises `TimeoutError`, `PermissionError`, `PidFileError`, or `ProcessLookupError` when it has ended in the meantime."""
+    began_s, stopped = time.time(), None
     pid = running_pid()
-    if pid is None:
-        return None
+    while pid is not None and (stopped is None or _started_s(pid) < began_s):
+        _stop(pid, timeout_s)
+        # One that was just taking over from it is meant as well; one that somebody has started since is not.
+        stopped, pid = pid, running_pid()
+    return stopped
+
+
+def _started_s(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return math.inf
+
+
+def _stop(pid: int, timeout_s: float | None) -> None:
     if timeout_s is None:
         timeout_s = float(STOP_S_MAX)
         with contextlib.suppress(NotHandedOver):  # it is starting, or going down already
@@ -101,9 +116,8 @@ def stop_server(timeout_s: float | None = None) -> int | None:
         raise PermissionError(f"RingServe (pid {pid}) runs as another user, who alone may stop it.") from None
     finally:
         os.close(pidfd)
-    if folder is not None:
+    if folder is not None and running_pid() is None:
         remove_key_file(folder)
-    return pid
 
 
 def _wait_gone(pid: int, timeout_s: float) -> None:

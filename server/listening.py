@@ -145,6 +145,10 @@ class ListeningSockets(Mapping[str, socket.socket]):
         """A successor has the sockets: their files are its."""
         self._files.clear()
 
+    def remove_files(self) -> None:
+        """Nobody finds the sockets that have a path any more; who has connected is still to be accepted."""
+        _remove(self._files)
+
     def close(self) -> None:
         """Also more than once. A file that has been replaced by another's is left alone."""
         for sock in self._sockets.values():

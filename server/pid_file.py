@@ -4,12 +4,17 @@ It holds a pid and nothing else, as TorchServe's does, so what it says is checke
 """
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
 import pwd
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -17,6 +22,8 @@ logger = logging.getLogger("ringserve")
 
 PID_FILE_NAME = ".model_server.pid"  # TorchServe's, so that scripts find it
 BYTES_MAX = 64
+# How long somebody else may take to remove a stale file.
+REMOVE_S_MAX = 1.0
 MODULE = "ringserve.tools.cli.main"
 # TorchServe's own command line starts a server when it says nothing else, so what does not is told apart.
 _OTHER_COMMANDS = frozenset(("stop", "restart", "status", "archive", "config", "snapshot"))
@@ -43,29 +50,65 @@ def pid_file() -> Path:
 def running_pid() -> int | None:
     """The server that the PID file names, if it is one and lives. A file that names anything else is stale and removed. Raises
     `PidFileError`."""
-    path = pid_file()
-    try:
-        pid = _read(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unusable(path, "read", error) from None
-    if pid is not None and is_server(pid):
-        return pid
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unusable(path, "removed (it names no server that runs)", error) from None
+    path, end = pid_file(), time.monotonic() + REMOVE_S_MAX
+    while True:
+        try:
+            file = _opened(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unusable(path, "read", error) from None
+        with file:
+            pid = _pid_in(file)
+            if pid is not None and is_server(pid):
+                return pid
+            try:
+                removed = _remove(path, file, others_may=time.monotonic() < end)
+            except OSError as error:
+                raise _unusable(path, "removed (it names no server that runs)", error) from None
+        if removed:
+            break
+        time.sleep(0.005)
     # TorchServe says nothing where the pid is another program's by now.
     logger.log(logging.INFO if pid is not None and _lives(pid) else logging.WARNING, "Removing orphan pid file.")
     return None
 
 
-def _read(path: Path) -> int | None:
+def _opened(path: Path) -> BinaryIO:
+    """Of a folder that everybody may write to: neither a link nor a pipe is followed. Raises `OSError`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "It is a symbolic link") from None
+        raise
+    if not stat.S_ISREG(mode := os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "Is a directory" if stat.S_ISDIR(mode) else "It is not a regular file")
+    return open(fd, "rb")
+
+
+def _pid_in(file: BinaryIO) -> int | None:
     """None where no pid stands in it."""
-    with path.open("rb") as file:
-        text = file.read(BYTES_MAX).strip()
+    text = file.read(BYTES_MAX).strip()
     return int(text) if text.isdigit() and 0 < int(text) < 2**31 else None
+
+
+def _remove(path: Path, file: BinaryIO, *, others_may: bool) -> bool:
+    """Remove the file that was read, never one that a server has put there since: who removes it has its lock. False when somebody
+    else does. Raises `OSError`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if others_may:
+            return False
+    try:
+        if not os.path.samestat(path.lstat(), os.fstat(file.fileno())):
+            return False
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _unusable(path: Path, what: str, error: OSError) -> PidFileError:
@@ -94,9 +137,20 @@ def _lives(pid: int) -> bool:
 def is_server_command(words: list[str]) -> bool:
     """Whether a process with this command line is a server: ours by name, and starting one."""
     for at, word in enumerate(words[:8]):
-        if Path(word).name in ("ringserve", "torchserve") or word == MODULE:
+        if word == MODULE or (Path(word).name in ("ringserve", "torchserve") and _is_program(words, at)):
             return _OTHER_COMMANDS.isdisjoint(words[at + 1 : at + 2]) and _OTHER_FLAGS.isdisjoint(words[at + 1 :])
     return False
+
+
+def _is_program(words: list[str], at: int) -> bool:
+    """Whether that word is what runs, and not a user, a folder or a file that has its name."""
+    pythons = [place for place, word in enumerate(words[:at]) if Path(word).name.startswith("python")]
+    if not pythons:
+        return at == 0
+    between = words[pythons[0] + 1 : at]
+    return all(
+        each.startswith("-") or before in ("-X", "-W") for before, each in zip(["", *between], between, strict=False)
+    )
 
 
 @contextlib.contextmanager
@@ -130,11 +184,17 @@ def take_pid_file() -> None:
         os.rename(written, pid_file())
 
 
+def keep_pid_file() -> None:
+    """It is ours again when whoever was to take over has it and is gone."""
+    if running_pid() is None:
+        take_pid_file()
+
+
 def release_pid_file() -> None:
     """Unless it names another one by now."""
     path = pid_file()
-    with contextlib.suppress(OSError):
-        if _read(path) == os.getpid():
+    with contextlib.suppress(OSError), _opened(path) as file:
+        if _pid_in(file) == os.getpid():
             path.unlink()
 
 
@@ -144,10 +204,11 @@ def _written() -> Iterator[Path]:
     path = pid_file()
     written = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        written.write_text(str(os.getpid()))
-    except OSError as error:
-        raise _unusable(written, "written", error) from None
-    try:
+        try:
+            written.write_text(str(os.getpid()))
+        except OSError as error:
+            raise _unusable(written, "written", error) from None
         yield written
     finally:
-        written.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            written.unlink(missing_ok=True)

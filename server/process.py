@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ringserve.server.control import Channel, ControlClosed, ControlFull, Message, channel_pair
+from ringserve.server.channel import Channel, ControlClosed, ControlFull, channel_pair
+from ringserve.server.control import Message
 from ringserve.server.lifecycle import Event, State, after
 from ringserve.server.logs.formats import MODEL_LOG, SOURCE
 

@@ -128,11 +128,6 @@ class ReplyStream:
 
     # ---- to the client
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether nobody waits for the rest."""
-        return self._closed
-
     def next(self) -> bytes | None:
         if not self._parts:
             return None

@@ -13,10 +13,9 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as package_version
@@ -66,7 +65,7 @@ from ringserve.server.logs.access import AccessLog, access_log_path, open_access
 from ringserve.server.management import Management
 from ringserve.server.metrics.observing import Metrics, open_metrics
 from ringserve.server.metrics.telemetry import Telemetry
-from ringserve.server.pid_file import take_pid_file
+from ringserve.server.pid_file import keep_pid_file, take_pid_file
 from ringserve.server.recycling import LOOK_S, Recycler
 from ringserve.server.repository.environments import Environments
 from ringserve.server.repository.incoming import DownloadLimits
@@ -84,6 +83,7 @@ from ringserve.server.security.tls import CERTIFICATE_LOOK_S, open_certificate
 from ringserve.server.security.tokens import Plane
 from ringserve.server.settings import Address, Settings
 from ringserve.server.snapshots.restoring import Restoring, named_models, stays_away, wanted_state
+from ringserve.server.stop_request import StopRequest, ignore_stop_signals
 from ringserve.server.wire import add_fixed_headers
 from ringserve.shm.segment import sweep_names
 
@@ -92,16 +92,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ringserve.supervisor")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How much longer the connections of management may be busy, after the time in which all would have become idle.
 STALE_S = 1.0
 
 
 def _is_passed_on(listener: str, settings: Settings) -> bool:
-    """Whether a listener of this process has the address of the front ends."""
-    addresses = {"management": settings.management_address, "metrics": settings.metrics_address}
-    wanted = listener != "metrics" or settings.enable_metrics_api
-    return wanted and addresses[listener] == settings.inference_address
+    """Whether a listener of this process has the address of the front ends. As with TorchServe, one address for both APIs has the
+    metrics too, but for those who need no token."""
+    both = settings.management_address == settings.inference_address
+    if listener == "management":
+        return both
+    metrics = settings.metrics_address == settings.inference_address
+    return settings.enable_metrics_api and (metrics or (both and settings.disable_token_authorization))
 
 
 async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint: str) -> None:
@@ -134,7 +136,6 @@ class Parts:
     listeners: list[Listener] = field(default_factory=list)
     access: AccessLog | None = None  # None: requests are not logged
     dropin: DropIn | None = None
-    handover: HandOverListener | None = None
     upkeep: list[asyncio.Task[None]] = field(default_factory=list)  # what adapts the server to what there is to do
 
     def protocol(self, address: Address, make: MakeProtocol) -> MakeProtocol:
@@ -163,18 +164,18 @@ class Supervisor:
         self._others_accept = predecessor is not None  # another instance has our sockets, and they are not to be spoilt
         limits = DownloadLimits(settings.max_model_download_bytes, settings.model_download_timeout_s)
         self._remote = RemoteSources(settings.allowed_urls, limits)
-        self._stop_asked = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._handover: HandOverListener | None = None
+        self._stopping = StopRequest(self._withdraw, self._remote.stop)
 
     async def run(self) -> None:
         """Until stopped by SIGTERM or SIGINT. Raises `ConfigError`, or `RingServeError` when a front end cannot start."""
-        self._obey_signals()
+        self._stopping.obey_signals()
         environment_keys = take_keys(os.environ)
         raise_file_limit()
         parts = await self._put_together(environment_keys)
         try:
             await self._start(parts)
-            if self._predecessor is not None and self._stop_asked.is_set():
+            if self._predecessor is not None and self._stopping.asked.is_set():
                 raise ShuttingDown(CALLED_OFF)
             if self._predecessor is not None:
                 take_pid_file()
@@ -182,7 +183,7 @@ class Supervisor:
                 parts.sockets.own_files()
                 self._others_accept = False
             self._on_started()
-            await self._stop_asked.wait()
+            await self._stopping.asked.wait()
             await self._drain(parts)
             if parts.keyring is not None and not self._handed_over:
                 remove_key_file(Path.cwd())
@@ -194,8 +195,7 @@ class Supervisor:
                 await asyncio.to_thread(parts.access.close)
             await asyncio.get_running_loop().shutdown_default_executor()  # nobody may still unpack into it
             shutil.rmtree(parts.work_dir, ignore_errors=True)
-            for number in STOP_SIGNALS:  # one more must not spoil the exit code, nor leave the PID file
-                signal.signal(number, signal.SIG_IGN)
+            ignore_stop_signals()
 
     # ---- start
 
@@ -251,12 +251,23 @@ class Supervisor:
         if metrics is not None:
             metrics.observe(management, fleet)
             routes.app.ctx.responses = metrics.responses
-            if "metrics" not in sockets:
+            if "metrics" in passed_on or "metrics" not in sockets:
                 add_metrics(routes.app, metrics.scrape)
         beside = Telemetry(settings, devices, None if metrics is None else metrics.scrape)
         versions.handler_metrics = beside.custom
         return Parts(
-            settings, work_dir, sockets, devices, store, management, fleet, routes, keyring, certificate, metrics, beside
+            settings,
+            work_dir,
+            sockets,
+            devices,
+            store,
+            management,
+            fleet,
+            routes,
+            keyring,
+            certificate,
+            metrics,
+            beside,
         )
 
     async def _open_sockets(self, settings: Settings) -> ListeningSockets:
@@ -266,7 +277,7 @@ class Supervisor:
             wanted["management"] = settings.management_address
         if settings.enable_metrics_api and settings.metrics_address not in wanted.values():
             wanted["metrics"] = settings.metrics_address
-        inherited = {} if self._predecessor is None else await self._predecessor.ask(wanted, self._stop_requested)
+        inherited = {} if self._predecessor is None else await self._predecessor.ask(wanted, self._stopping.ask)
         return ListeningSockets(wanted, inherited)
 
     async def _start(self, parts: Parts) -> None:
@@ -278,14 +289,14 @@ class Supervisor:
         parts.server = await start_serving(parts.routes.app, private)
         parts.listeners.append(parts.server)
         parts.telemetry.start()
-        await self._until_stopped(self._load(parts))
+        await self._stopping.unless(self._load(parts))
         if self._predecessor is not None:
-            await self._until_stopped(self._predecessor.equalled(parts.management.versions))
+            await self._stopping.unless(self._predecessor.equalled(parts.management.versions))
         await self._hand_out_keys(parts)
         await self._start_front_ends(parts)
         self._start_upkeep(parts)
         await self._start_listeners(parts)
-        if not self._stop_asked.is_set():  # what was not loaded to its end would be forgotten
+        if not self._stopping.asked.is_set():  # what was not loaded to its end would be forgotten
             await parts.management.recorder.start()
         self._offer_hand_over(parts)
 
@@ -372,42 +383,22 @@ class Supervisor:
     def _offer_hand_over(self, parts: Parts) -> None:
         stop_s_max = float(parts.settings.drain_delay_s + parts.settings.drain_timeout_s + STOP_S_MAX)
         start = Start(self._words, str(Path.cwd()), str(parts.settings.log_location), stop_s_max)
-        hooks = HandOverHooks(partial(self._prepare_hand_over, parts), parts.routes.open, self._taken_over)
-        parts.handover = HandOverListener(parts.work_dir, start, hooks)
-
-    async def _until_stopped(self, work: Coroutine[None, None, None]) -> None:
-        """Archives and packages may take their time: who wants us to end does not wait for them."""
-        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop_asked.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        hooks = HandOverHooks(
+            partial(self._prepare_hand_over, parts), partial(self._keep_serving, parts), self._taken_over
+        )
+        self._handover = HandOverListener(parts.work_dir, start, hooks)
+        if self._stopping.asked.is_set():
+            self._handover.withdraw()
 
     # ---- stop
 
-    def _obey_signals(self) -> None:
-        """Not by the loop's own handlers: they end with it, and for a moment the system's would be back, which kill."""
-        loop = asyncio.get_running_loop()
-
-        def asked(number: int, frame: object) -> None:
-            with contextlib.suppress(RuntimeError):  # it has ended
-                loop.call_soon_threadsafe(self._stop_requested)
-
-        for number in STOP_SIGNALS:
-            signal.signal(number, asked)
-
-    def _stop_requested(self) -> None:
-        if self._stop_asked.is_set():
-            self._hurry.set()
-        self._stop_asked.set()
-        self._remote.stop()
+    def _withdraw(self) -> None:
+        """Who is told to stop does not hand over any more."""
+        if self._handover is not None:
+            self._handover.withdraw()
 
     async def _prepare_hand_over(self, parts: Parts) -> tuple[HandOver, list[int]]:
         """What is acknowledged from here on would be lost, so nothing is."""
-        if self._stop_asked.is_set():
-            raise ShuttingDown("it has been told to stop")
         parts.routes.close("A new instance is taking over: nothing can be changed for a moment.")
         await parts.routes.finished()
         await parts.management.settled()
@@ -423,9 +414,14 @@ class Supervisor:
         handed = HandOver(sockets, served, parts.management.recorder.text(), keys)
         return handed, [sock.fileno() for sock in parts.sockets.values()]
 
+    def _keep_serving(self, parts: Parts) -> None:
+        """The one that was to take over does not."""
+        parts.routes.open()
+        keep_pid_file()
+
     def _taken_over(self) -> None:
         self._handed_over = self._others_accept = True
-        self._stop_requested()
+        self._stopping.ask()
 
     async def _drain(self, parts: Parts) -> None:
         """Told to stop: whoever asks learns it, and all that comes is still answered."""
@@ -442,12 +438,12 @@ class Supervisor:
         if parts.settings.drain_delay_s:
             logger.info("told to stop: accepting for %d s more", parts.settings.drain_delay_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), parts.settings.drain_delay_s)
+                await asyncio.wait_for(self._stopping.hurry.wait(), parts.settings.drain_delay_s)
         logger.info("stopping: answering what is in flight")
 
     async def _stop(self, parts: Parts) -> None:
         orderly = asyncio.ensure_future(self._stop_in_order(parts))
-        hurry = asyncio.ensure_future(self._hurry.wait())
+        hurry = asyncio.ensure_future(self._stopping.hurry.wait())
         await asyncio.wait({orderly, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         if not orderly.done():
@@ -461,8 +457,8 @@ class Supervisor:
         """Also after a start that failed half-way."""
         for task in parts.upkeep:
             task.cancel()
-        if parts.handover is not None:
-            parts.handover.close()
+        if not self._others_accept:
+            parts.sockets.remove_files()
         drain_s = float(parts.settings.drain_timeout_s)
         # Whose connections a successor accepts has no hurry: clients that come back to one in all that time find it.
         unused_s = drain_s if self._handed_over else UNUSED_S_MIN
@@ -476,6 +472,8 @@ class Supervisor:
         await parts.telemetry.close()
         await parts.routes.finished()
         await closing
+        if self._handover is not None:
+            self._handover.close()
 
     async def _close_listeners(self, parts: Parts, unused_s: float) -> None:
         """Those of this process, and their connections as they are not used any more: each gets an answer that says so, or is idle."""
@@ -490,5 +488,5 @@ class Supervisor:
             stop_accepting(each)
         answer_last(parts.server, parts.routes.app)
         end = time.monotonic() + unused_s + STALE_S
-        while wind_down(parts.server, unused_s) and time.monotonic() < end and not self._hurry.is_set():
+        while wind_down(parts.server, unused_s) and time.monotonic() < end and not self._stopping.hurry.is_set():
             await asyncio.sleep(0.02)

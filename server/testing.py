@@ -27,6 +27,7 @@ LISTENERS = ("inference", "management", "metrics")
 STARTED = "Model server started."
 FLAGS = ("--ncs", "--enable-model-api")
 POLL_S = 0.01
+COMMAND_S_MAX = 60.0
 SHM = Path("/dev/shm")
 _SHM_NAME = re.compile(r"ringserve-(\d+)-[0-9a-f]+")
 _LOGGED_PID = re.compile(r"\bpid (\d+)")
@@ -103,7 +104,7 @@ class ServerProcess:
     def launch(self) -> None:
         """Start without waiting."""
         assert self._process is None or self._process.poll() is not None, "one process at a time"
-        self.config_file.write_text("".join(f"{key}={value}\n" for key, value in self.config.items()))
+        self.write_config()
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 [command(), "start", "--foreground", *self.arguments],
@@ -114,6 +115,21 @@ class ServerProcess:
                 cwd=self.folder,
                 process_group=0,
             )
+
+    def write_config(self) -> None:
+        self.config_file.write_text("".join(f"{key}={value}\n" for key, value in self.config.items()))
+
+    def run(self, *words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Another `ringserve` command that finds this server, called in `folder`, or else in this server's own."""
+        return subprocess.run(
+            [command(), *map(str, words)],
+            env=self.env,
+            cwd=folder or self.folder,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S_MAX,
+            check=False,
+        )
 
     def wait(self, timeout_s: float) -> int:
         """Wait for its end; the exit code. Raises `TimeoutError`."""
@@ -132,10 +148,16 @@ class ServerProcess:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout_s)
-        for pid in self.processes():
+        self.kill_all()
+        return self._process.wait()
+
+    def kill_all(self) -> list[int]:
+        """SIGKILL for everything it started that still runs, which is returned."""
+        running = self.processes()
+        for pid in running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return self._process.wait()
+        return running
 
     def __enter__(self) -> Self:
         return self.start()

@@ -23,12 +23,11 @@ from ringserve.backends.registry import create_backend
 from ringserve.backends.ts.metrics.sink import collect_in
 from ringserve.protocol.errors import OutOfResources, RingServeError
 from ringserve.protocol.tensor import Signature
+from ringserve.server.channel import Channel, ControlClosed
 from ringserve.server.control import (
     Answered,
     AskDescription,
     AtWork,
-    Channel,
-    ControlClosed,
     LinkLane,
     Loaded,
     LoadFailed,

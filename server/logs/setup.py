@@ -49,6 +49,7 @@ class Logs:
         every, models = (
             self._files.outlet(str(location / name), LogFile(location / name)) for name in (TS_LOG_FILE, MODEL_LOG_FILE)
         )
+        models.put(b"", 0)  # it is there from the start, as TorchServe's is
         handlers: list[logging.Handler] = [_Handler(every, models, formatter(log_format))]
         self._console: Writer | None = None
         console = formatter(log_format, console=True)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from ringserve.backends.ts.metrics.wire import metric_line, print_line
-from ringserve.server.control import Channel, ControlClosed, ControlFull
+from ringserve.server.channel import Channel, ControlClosed, ControlFull
 from ringserve.server.metrics.listing import Emission, Emitted, MetricPlan, Series
 
 PERIOD_S = 0.2

@@ -43,10 +43,5 @@ class Passage:
     def miss(self, reason: str) -> None:
         """Nobody has its whole answer."""
         meter, self._meter = self._meter, None
-        if meter is None:
-            return
-        times = None if self._pending is None else self._pending.times
-        if times is None:
+        if meter is not None:
             meter.failed(reason, named=self._named)
-        else:
-            meter.missed(times, reason, named=self._named)

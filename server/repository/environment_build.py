@@ -20,7 +20,8 @@ import venv
 from pathlib import Path
 from typing import IO
 
-from ringserve.server.control import BuildEnvironment, Channel
+from ringserve.server.channel import Channel
+from ringserve.server.control import BuildEnvironment
 from ringserve.server.repository.requirements import without_secrets
 
 EXIT_NO_ENVIRONMENT = 3

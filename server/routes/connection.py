@@ -19,7 +19,7 @@ from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
 from ringserve.server.inflight import Pending
 from ringserve.server.landing import SOCKET_TO_SLAB, Landing
-from ringserve.server.metrics.meter import BatchTimes, Meter
+from ringserve.server.metrics.meter import BatchTimes, Meter, usual_record
 from ringserve.server.routes.inference import TIMEOUT_HEADER, is_binary, timeout_ms
 from ringserve.server.routes.receiving import SizedBody
 from ringserve.server.routes.transfer import BodyConnection
@@ -243,11 +243,11 @@ class PredictionConnection(BodyConnection):
             answer, reason = error_answer(refusal), refusal.code
             buffers = answer_buffers(answer, self._request_id, keep_alive=False, head_only=False)
         if not self.put(buffers):
-            self._count_missed(times, reason or "cancelled")
+            self._count_missed(reason or "cancelled")
             return
         if times is not None and not (self._complete_s or self._named) and answer.status == 200:
-            times.append(self._arrived_s)  # the usual request (metrics/meter.py)
-            times.append(self.answered_s)
+            records = times[0]  # this is the usual request (metrics/meter.py)
+            records += usual_record(times[1], self._arrived_s, self.answered_s)
         elif self._dispatcher.meter is not None:
             self._count(self._dispatcher.meter, answer.status, times, reason)
         if self._inference.access is not None:
@@ -273,7 +273,7 @@ class PredictionConnection(BodyConnection):
         def sent(complete: bool) -> None:
             self.in_flight = self._sending = None
             if not complete:
-                self._count_missed(pending.times, "broken_off", answer.status)
+                self._count_missed("broken_off", answer.status)
             elif self._dispatcher.meter is not None:
                 self._count(self._dispatcher.meter, answer.status, pending.times, "")
             if self._inference.access is not None:
@@ -304,17 +304,14 @@ class PredictionConnection(BodyConnection):
         if reason:
             meter.because(reason)
 
-    def _count_missed(self, times: BatchTimes | None, reason: str, status: int = 0) -> None:
+    def _count_missed(self, reason: str, status: int = 0) -> None:
         """Of one whose answer nobody has, or not all of it: a head with a `status`."""
         meter = self._dispatcher.meter
         if meter is None:
             return
         if status:
             meter.responses.count(status)
-        if times is None:
-            meter.failed(reason, named=self._named)
-        else:
-            meter.missed(times, reason, named=self._named)
+        meter.failed(reason, named=self._named)
 
     def _log_access(self, status: int) -> None:
         peer = None if self.conn_info is None else self.conn_info.peername
@@ -327,14 +324,13 @@ class PredictionConnection(BodyConnection):
         in_flight, self.in_flight = self.in_flight, None
         if isinstance(in_flight, asyncio.Future):
             if in_flight.cancel():  # otherwise it is answered, which nobody will hear
-                self._count_missed(None, "cancelled")
+                self._count_missed("cancelled")
         elif in_flight is not None:
             sending, self._sending = self._sending, None
             if sending is None:  # its body is still arriving
-                self._count_missed(None, "cancelled")
+                self._count_missed("cancelled")
             else:
-                reason = "broken_off" if in_flight.broken else "cancelled"
-                self._count_missed(sending.times, reason, sending.result().status)
+                self._count_missed("broken_off" if in_flight.broken else "cancelled", sending.result().status)
         super().connection_lost(exc)
 
     def check_timeouts(self) -> None:

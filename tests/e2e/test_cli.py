@@ -1,7 +1,6 @@
 """`ringserve start`, `stop`, `status` and `archive`, as people and scripts call them: words, exit codes, what is left."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,9 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, free_port, wait_until
-
-COMMAND_S_MAX = 60
+from ringserve.server.testing import COMMAND_S_MAX, ServerProcess, command, free_port, wait_until
 
 
 class CommandLine:
@@ -33,18 +30,10 @@ class CommandLine:
 
     def write_config(self, more: Mapping[str, object]) -> None:
         self.watch.config.update({"default_workers_per_model": 1, **more})
-        self.watch.config_file.write_text("".join(f"{key}={value}\n" for key, value in self.watch.config.items()))
+        self.watch.write_config()
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [command(), *map(str, words)],
-            env=self.watch.env,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S_MAX,
-            check=False,
-        )
+        return self.watch.run(*words)
 
     def start(self, *words: object) -> subprocess.CompletedProcess[str]:
         return self.run("start", "--model-store", self.store, "--ts-config", self.watch.config_file, "--ncs", *words)
@@ -70,10 +59,7 @@ def cli(tmp_path: Path) -> Iterator[CommandLine]:
     """Whatever a test leaves running is killed; nothing may be left by then."""
     line = CommandLine(tmp_path)
     yield line
-    left = line.watch.processes()
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
+    assert line.watch.kill_all() == []
     assert line.watch.remains() == []
 
 

@@ -1,7 +1,6 @@
 """A server told by everybody at once: file, environment and command line; and what its models see of that."""
 
 import json
-import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, wait_until
+from ringserve.server.testing import ServerProcess, wait_until
 
 SEEN = """
 import os
@@ -75,8 +74,8 @@ def test_what_lost_and_what_has_no_effect_is_in_the_log(told: ServerProcess) -> 
 
 
 def test_config_show_says_what_the_server_runs_with(told: ServerProcess) -> None:
-    words = [command(), "config", "show", "--json", "--origin", *told.arguments]
-    done = subprocess.run(words, env=told.env, cwd=told.folder, capture_output=True, text=True, timeout=60, check=True)
+    done = told.run("config", "show", "--json", "--origin", *told.arguments)
+    assert done.returncode == 0
     shown: dict[str, Any] = json.loads(done.stdout)
     assert shown["frontends"] == {"value": 1, "origin": "--frontends"}
     assert shown["default_response_timeout"] == {"value": 33, "origin": "TS_DEFAULT_RESPONSE_TIMEOUT"}
@@ -88,8 +87,7 @@ def test_config_show_says_what_the_server_runs_with(told: ServerProcess) -> None
 def test_a_configuration_that_cannot_be_used_ends_the_start_with_all_its_mistakes(told: ServerProcess) -> None:
     bad = told.folder / "bad.properties"
     bad.write_text("job_queue_size=0\ninference_address=nowhere\n")
-    words = [command(), "start", "--foreground", "--ts-config", str(bad)]
-    done = subprocess.run(words, check=False, env=told.env, cwd=told.folder, capture_output=True, text=True, timeout=60)
+    done = told.run("start", "--foreground", "--ts-config", bad)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [

@@ -31,7 +31,7 @@ class Container:
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
-        server.config_file.write_text("".join(f"{key}={value}\n" for key, value in server.config.items()))
+        server.write_config()
         with server.log_file.open("wb") as log:
             self.unshare = subprocess.Popen(
                 [*NAMESPACE, command(), "start", "--foreground", *server.arguments],

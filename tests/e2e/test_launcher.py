@@ -1,8 +1,6 @@
 """`ringserve.server.launcher`: a program starts the server, reads what it says, registers a model and stops it, or just goes."""
 
-import os
 import queue
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +11,7 @@ import pytest
 
 from ringserve.server import launcher
 from ringserve.server.launcher import ServerNotStarted
-from ringserve.server.testing import ServerProcess, command
+from ringserve.server.testing import ServerProcess
 
 WAIT_S = 60
 
@@ -24,15 +22,12 @@ def site(tmp_path: Path, archive: Callable[..., Path], monkeypatch: pytest.Monke
     site = ServerProcess(tmp_path / "store", folder=tmp_path)
     archive(tmp_path / "store", "plain", "plain.py:handle")
     site.config["default_workers_per_model"] = 1
-    site.config_file.write_text("".join(f"{key}={value}\n" for key, value in site.config.items()))
+    site.write_config()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(site.tmp_dir))
     monkeypatch.delenv("TS_CONFIG_FILE", raising=False)
     yield site
-    left = site.processes()
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
+    assert site.kill_all() == []
     assert site.remains() == []
 
 
@@ -79,5 +74,5 @@ def test_the_server_outlives_the_program_that_started_it(site: ServerProcess) ->
     assert httpx.get(f"{site.management_url}/models/plain", trust_env=False).status_code == 200
     assert httpx.put(f"{site.management_url}/models/plain?min_worker=2", trust_env=False).status_code == 202
     assert httpx.get(f"{site.inference_url}/predictions/plain", trust_env=False).text == "plain 1.0"
-    stopped = subprocess.run([command(), "stop"], capture_output=True, text=True, timeout=WAIT_S, check=True)
+    stopped = site.run("stop")
     assert stopped.stdout == "RingServe has stopped.\n"

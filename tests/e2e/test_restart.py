@@ -1,7 +1,6 @@
 """`ringserve restart`: a new instance takes over under load, or the running one goes on as if nothing had been."""
 
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, wait_until
+from ringserve.server.testing import ServerProcess, wait_until
 from tests.e2e.persistent import Persistent
 
 SLOW = "import pathlib, time\nwhile pathlib.Path({hold!r}).exists():\n    time.sleep(0.01)\n"
@@ -25,20 +24,12 @@ class Site:
         self.store.mkdir()
         self.watch = ServerProcess(self.store, folder=folder)
         self.watch.config.update({"default_workers_per_model": 1, "drain_timeout": 2})
-        self.watch.config_file.write_text("".join(f"{key}={value}\n" for key, value in self.watch.config.items()))
+        self.watch.write_config()
         self.watch.log_file = folder / "logs" / "ts_log.log"
         self.management = httpx.Client(base_url=self.watch.management_url, trust_env=False, timeout=30)
 
     def run(self, *words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [command(), *map(str, words)],
-            env=self.watch.env,
-            cwd=folder or self.watch.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return self.watch.run(*words, folder=folder)
 
     @property
     def pid(self) -> int:
@@ -57,10 +48,7 @@ def site(tmp_path: Path, archive: Callable[..., Path]) -> Iterator[Site]:
     started = site.run("start", *words, "--enable-model-api")
     assert started.returncode == 0, started.stderr
     yield site
-    left = site.watch.processes()
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
+    assert site.watch.kill_all() == []
     assert site.watch.remains() == []
 
 

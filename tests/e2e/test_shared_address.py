@@ -57,6 +57,7 @@ def client(shared: ServerProcess) -> Iterator[httpx.Client]:
 
 def test_both_apis_answer_on_one_connection(client: httpx.Client) -> None:
     assert client.get("/predictions/plain/2.0").text == "plain 2.0"
+    assert "ts_inference_requests_total" in client.get("/metrics").text
     listed = client.get("/models", params={"limit": 1})
     assert listed.headers["connection"] == "keep-alive"
     assert listed.headers["content-type"] == "application/json"

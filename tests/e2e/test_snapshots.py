@@ -4,7 +4,6 @@ acknowledged."""
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, wait_until
+from ringserve.server.testing import ServerProcess, wait_until
 from ringserve.shm.faults import VARIABLE
 
 TORCHSERVE = Path(__file__).parent.parent / "server" / "snapshots" / "torchserve-0.12-shutdown.cfg"
@@ -163,15 +162,7 @@ def test_a_snapshot_of_torchserve_restores_but_for_the_archive_that_is_gone(plac
     assert here.ask("GET", "/status").json()["notRestored"] == [{"model": "yamled", "version": "1.0", "reason": reason}]
     assert "20261120185700269-snapshot.cfg" in here.server.log, "the torn one is named"
     wait_until(lambda: here.ask("GET", "/health/started").status_code == 200, 30, "everything loaded or refused")
-    said = subprocess.run(
-        [command(), "snapshot", "diff", "20261120185700268-shutdown.cfg", "running"],
-        cwd=here.server.folder,
-        env=here.server.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    said = here.server.run("snapshot", "diff", "20261120185700268-shutdown.cfg", "running")
     assert said.stdout == "model yamled version 1.0 is not there any more.\n"
 
 

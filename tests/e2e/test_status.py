@@ -11,16 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, wait_until
-
-STATUS_S_MAX = 30.0  # of a command that gives up after a few
+from ringserve.server.testing import ServerProcess, wait_until
 
 
 def status(server: ServerProcess, *words: str) -> subprocess.CompletedProcess[str]:
-    command_line = [command(), "status", *words]
-    return subprocess.run(
-        command_line, env=server.env, capture_output=True, text=True, timeout=STATUS_S_MAX, check=False
-    )
+    return server.run("status", *words)
 
 
 @pytest.fixture(scope="module")

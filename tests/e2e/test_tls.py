@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, free_port, wait_until
+from ringserve.server.testing import ServerProcess, free_port, wait_until
 from tests.authority import Authority, Issued
 
 BODY = bytes(range(256)) * 4096
@@ -155,8 +154,7 @@ def test_management_is_asked_over_tls_and_the_commands_privately(server: ServerP
     with _client(server.management_url, authority) as management:
         assert {each["modelName"] for each in management.get("/models").json()["models"]} == {"echo", "stream"}
         assert management.post("/models?url=nowhere.mar").status_code == 404
-    said = subprocess.run([command(), "status"], env=server.env, capture_output=True, text=True, check=True, timeout=60)
-    assert "echo" in said.stdout
+    assert "echo" in server.run("status").stdout
 
 
 def test_metrics_have_a_path(server: ServerProcess, folder: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, free_port, wait_until
+from ringserve.server.testing import ServerProcess, free_port, wait_until
 from tests.e2e.raw_http import Connection, head, post
 
 REFUSED = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
@@ -394,6 +393,6 @@ def test_stopping_by_command_removes_the_keys_that_open_nothing_any_more(guarded
     """The very last: wherever the command runs."""
     server = guarded.server
     assert (server.folder / "key_file.json").exists()
-    subprocess.run([command(), "stop"], env=server.env, cwd=tmp_path, check=True, timeout=60, capture_output=True)
+    assert server.run("stop", folder=tmp_path).returncode == 0
     assert not (server.folder / "key_file.json").exists()
     assert server.wait(30) == 0

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
 from ringserve.server.admin import describe_server, state_of
 from ringserve.server.management import Management
 from ringserve.server.registry import Registry
+from ringserve.server.snapshots.restoring import Lost
 from ringserve.tools.cli.status import describe
 
 
@@ -84,15 +85,17 @@ class Files:
     """A repository with one file of each kind."""
 
     accepted = 0
-    refused: Counter[str] = Counter()
+    refused: ClassVar[Counter[str]] = Counter()
 
     def report(self) -> list[dict[str, Any]]:
         return [{"file": f"{state}.mar", "state": state, "reason": ""} for state in ("served", "refused", "loading")]
 
 
 def test_of_the_repository_the_files_that_are_not_served_are_told() -> None:
-    nothing = SimpleNamespace(registry=Registry(), repository=None)
+    registry = Registry()
+    rest = {"registry": registry, "lost": Lost(registry), "recorder": SimpleNamespace(trouble="")}
+    nothing = SimpleNamespace(repository=None, **rest)
     assert describe_server(cast(Management, nothing)) == {"models": [], "repository": []}
-    watched = SimpleNamespace(registry=Registry(), repository=Files())
+    watched = SimpleNamespace(repository=Files(), **rest)
     told = describe_server(cast(Management, watched))
     assert [each["file"] for each in told["repository"]] == ["refused.mar", "loading.mar"]

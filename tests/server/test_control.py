@@ -9,20 +9,19 @@ import msgspec
 import pytest
 
 from ringserve.protocol.tensor import Signature, TensorSpec
-from ringserve.server import control
+from ringserve.server import channel
+from ringserve.server.channel import FDS_MAX, PACKET_BYTES_MAX, Channel, ControlClosed, channel_pair
 from ringserve.server.control import (
-    FDS_MAX,
-    PACKET_BYTES_MAX,
     Answered,
     Applied,
+    AskCounters,
     AskDescription,
     AskQueues,
     AttachWorker,
     AtWork,
     BuildEnvironment,
-    Channel,
     CloseLane,
-    ControlClosed,
+    Counted,
     Credential,
     Description,
     Detached,
@@ -43,16 +42,17 @@ from ringserve.server.control import (
     Queues,
     Routes,
     ServeHttp,
+    ShareCounters,
     ShareQueue,
     StopWorker,
     ToFrontEnd,
     ToWorker,
+    UseCertificate,
     VersionRoute,
     WorkerGone,
     WorkerMessage,
     WorkerStuck,
     Worn,
-    channel_pair,
 )
 from ringserve.server.metrics.listing import Emission, Emitted, Series
 from ringserve.shm.layout import LaneShape, Tensor
@@ -68,13 +68,16 @@ MESSAGES: list[tuple[object, Message | Emitted]] = [
     (BuildEnvironment, BuildEnvironment("/env", ("/site",), "/model/requirements.txt", "/model", False)),
     (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})}, False, (ROUTE,))),
     (ToFrontEnd, Keys(4, (Credential("a-key-of-mine", float("inf")),), (Credential("another", 5.5),))),
+    (ToFrontEnd, UseCertificate()),
     (ToFrontEnd, ShareQueue(1, 0)),
+    (ToFrontEnd, ShareCounters(1, 0)),
     (ToFrontEnd, OpenLane(1, SHAPE, SIGNATURE)),
     (ToFrontEnd, AttachWorker(1, "9000")),
     (ToFrontEnd, DetachWorker(1, "9000")),
     (ToFrontEnd, WorkerGone(1, "9000", 507, "It was killed.")),
     (ToFrontEnd, CloseLane(1)),
     (ToFrontEnd, AskQueues(7, (1, 2))),
+    (ToFrontEnd, AskCounters(8)),
     (ToFrontEnd, Drain(30.5, 0.5, True, True)),
     (FrontEndMessage, FrontEndReady()),
     (FrontEndMessage, Applied(3)),
@@ -82,6 +85,7 @@ MESSAGES: list[tuple[object, Message | Emitted]] = [
     (FrontEndMessage, LaneClosed(1)),
     (FrontEndMessage, WorkerStuck(1, "9000")),
     (FrontEndMessage, Queues(7, {1: 0, 2: 99}, {2: Load(99, 5, 3, 1_000_000)})),
+    (FrontEndMessage, Counted(8)),
     (ToWorker, LoadModel("m", "1", "/d", "python", "h:f", MANIFEST, {}, SIGNATURE, 8, 99, True, False, "0.1.0")),
     (ToWorker, LinkLane(SHAPE, Signature())),
     (ToWorker, AskDescription(3)),
@@ -314,7 +318,7 @@ def test_a_watcher_may_close_its_channel_from_a_message(pair: Pair) -> None:
 
 def test_the_marker_of_a_memory_file_begins_no_message() -> None:
     for _, message in MESSAGES:
-        assert msgspec.msgpack.encode(message)[:1] != control._IN_MEMORY_FILE
+        assert msgspec.msgpack.encode(message)[:1] != channel._IN_MEMORY_FILE
 
 
 def test_the_ends_of_a_pair_are_not_inherited() -> None:

@@ -142,6 +142,42 @@ def test_the_running_instance_may_refuse_and_says_why(tmp_path: Path) -> None:
     run(talk())
 
 
+def test_whatever_goes_wrong_in_the_running_instance_is_an_answer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def prepare(running: Running) -> tuple[HandOver, list[int]]:
+        raise KeyError("sockets")
+
+    async def talk() -> None:
+        monkeypatch.setattr(Running, "_prepare", prepare)
+        running, asking = Running(tmp_path), predecessor(tmp_path)
+        with pytest.raises(NotHandedOver, match="KeyError: 'sockets'"):
+            await ask(asking)
+        assert running.events == ["release"]
+        asking.close()
+        running.close()
+
+    run(talk())
+
+
+def test_one_that_was_told_to_stop_hands_nothing_over_and_goes_on_refusing_changes(tmp_path: Path) -> None:
+    async def talk() -> None:
+        running, asking, late = Running(tmp_path), predecessor(tmp_path), predecessor(tmp_path)
+        for sock in (await ask(asking)).values():
+            sock.close()
+        running.listener.withdraw()
+        with pytest.raises(NotHandedOver, match="it has been told to stop"):
+            await ask(late)
+        with pytest.raises(ShuttingDown, match="called off"):
+            await asking.taken_over()
+        assert await asyncio.to_thread(how_started, tmp_path) == START, "who waits for its end knows how long"
+        assert running.events == ["prepare"]
+        for each in (asking, late, running):
+            each.close()
+
+    run(talk())
+
+
 def test_a_running_instance_that_is_told_to_stop_calls_the_new_one_off(tmp_path: Path) -> None:
     async def talk() -> None:
         running, asking = Running(tmp_path), predecessor(tmp_path)

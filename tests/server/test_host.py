@@ -1,5 +1,6 @@
 """What a server takes of its machine, and whose it is."""
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ringserve.server.host import make_work_dir, work_dirs
+from ringserve.server.settings import ConfigError
 
 
 def test_folders_of_servers_that_died_are_removed_also_of_one_that_had_our_pid(tmp_path: Path) -> None:
@@ -18,6 +20,30 @@ def test_folders_of_servers_that_died_are_removed_also_of_one_that_had_our_pid(t
     assert made.name.startswith(f"ringserve-{os.getpid()}-")
     assert made.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in tmp_path.iterdir()} == {made.name, "ringserve-1-alive", "ringserve-notes"}
+
+
+def test_a_folder_is_locked_by_its_server_so_that_another_container_leaves_it_alone(tmp_path: Path) -> None:
+    """One that shares the folder for temporary files, and not the pids."""
+    made = make_work_dir(tmp_path)
+    foreign = made.rename(tmp_path / "ringserve-7777777-foreign")
+    ours = make_work_dir(tmp_path)
+    assert set(tmp_path.iterdir()) == {ours, foreign}
+    fd = os.open(foreign, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+
+
+def test_a_temporary_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=f"{tmp_path}/file cannot be used: Not a directory"):
+        make_work_dir(tmp_path / "file")
+
+
+def test_a_relative_one_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "temp").mkdir()
+    assert make_work_dir(Path("temp")).is_absolute()
 
 
 def test_a_folder_that_somebody_else_made_is_not_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 """Which PID files name a server, and what becomes of those that name none."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from ringserve.server.pid_file import (
     PidFileError,
     holding_pid_file,
     is_server_command,
+    keep_pid_file,
     pid_file,
     running_pid,
     take_pid_file,
@@ -38,6 +41,11 @@ def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["python", "/bin/ringserve", "status", "--json"], False),
         (["python", "-P", "-m", "ringserve.server.frontend", "7"], False),
         (["tail", "-f", "start"], False),
+        (["/usr/bin/torchserve", "--start"], True),
+        (["python3.11", "-X", "dev", "-W", "error", "/bin/torchserve", "--start"], True),
+        (["su", "ringserve"], False),
+        (["tail", "-f", "/var/log/ringserve"], False),
+        (["python", "watch.py", "/opt/torchserve"], False),
         ([], False),
     ],
 )
@@ -71,6 +79,61 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(path: Path) -> Non
         running_pid()
     with pytest.raises(PidFileError, match="cannot be read"), holding_pid_file():
         pass
+
+
+def test_neither_a_link_nor_a_pipe_is_followed(path: Path) -> None:
+    """The folder may be everybody's."""
+    path.symlink_to("nowhere")
+    with pytest.raises(PidFileError, match="cannot be read: It is a symbolic link"), holding_pid_file():
+        pass
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(PidFileError, match="cannot be read: It is not a regular file"):
+        running_pid()
+
+
+def test_what_a_server_puts_there_while_a_stale_one_is_looked_at_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_server(pid: int) -> bool:
+        if pid == 7777777:
+            path.unlink()
+            path.write_text("1")
+        return pid == 1
+
+    monkeypatch.setattr("ringserve.server.pid_file.is_server", is_server)
+    path.write_text("7777777")
+    assert running_pid() == 1
+    assert path.read_text() == "1"
+
+
+def test_a_stale_one_that_somebody_else_is_removing_is_left_to_him(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("stale")
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(time, "sleep", lambda s: path.unlink())
+        assert running_pid() is None
+
+
+def test_it_is_kept_when_whoever_took_it_over_is_gone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringserve.server.pid_file.is_server", lambda pid: pid == 1)
+    path.write_text("7777777")
+    keep_pid_file()
+    assert path.read_text() == str(os.getpid())
+    path.write_text("1")
+    keep_pid_file()
+    assert path.read_text() == "1"
+
+
+def test_nothing_is_left_of_one_that_cannot_be_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(written: Path, text: str) -> None:
+        written.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(PidFileError, match="cannot be written: No space left"), holding_pid_file():
+        pass
+    assert list(path.parent.iterdir()) == []
 
 
 def test_it_is_there_as_long_as_it_is_held(path: Path) -> None:

@@ -27,7 +27,16 @@ def test_who_has_connected_is_accepted_and_heard_and_nobody_else_gets_in() -> No
         raise AssertionError("somebody got in")
 
 
-def test_a_socket_with_a_path_cannot_be_told_so(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listening:
+def test_nobody_finds_a_socket_whose_path_is_gone(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as early:
         listening.bind(str(tmp_path / "s"))
-        assert not turn_away(listening)
+        listening.listen()
+        early.connect(str(tmp_path / "s"))
+        (tmp_path / "s").unlink()
+        assert turn_away(listening)
+        listening.accept()[0].close()
+
+
+def test_what_is_no_listener_of_the_network_cannot_be_told_so() -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as other:
+        assert not turn_away(other)

@@ -11,12 +11,11 @@ import pytest
 
 from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature
+from ringserve.server.channel import Channel, ControlClosed, channel_pair
 from ringserve.server.control import (
     Answered,
     AskDescription,
     AtWork,
-    Channel,
-    ControlClosed,
     Description,
     LinkLane,
     Loaded,
@@ -24,7 +23,6 @@ from ringserve.server.control import (
     LoadModel,
     WorkerMessage,
     Worn,
-    channel_pair,
 )
 from ringserve.server.metrics.listing import Emitted
 from ringserve.server.payloads import BytesEncoder

@@ -12,6 +12,7 @@ from ringserve.server.pid_file import PID_FILE_NAME
 from ringserve.tools.cli import torchserve as module
 from ringserve.tools.cli.main import main
 from ringserve.tools.cli.serve import start_words
+from ringserve.tools.cli.torchserve import in_full
 
 Run = Callable[..., Result]
 
@@ -84,6 +85,17 @@ def test_under_its_own_name_nothing_at_all_starts_and_the_version_is_torchserves
     assert "Usage: ringserve" in run("--help", name="ringserve").stdout
 
 
+def test_the_beginning_of_a_flag_is_the_flag_where_only_one_begins_so(run: Run) -> None:
+    assert run("--sto", "--fore").stdout == "TorchServe is not currently running.\n"
+    assert run("--vers").stdout == "TorchServe Version is 0.12.0\n"
+    assert run("--model-s=none", "--nc").stdout == "--model-store directory not found: none\n"
+    assert run("--sta", "--sto").exit_code == 2
+    assert run("--mod", "none").exit_code == 2
+    assert in_full(["--models", "a", "--model-repo", "b", "-v", "--st"]) == [
+        *("--models", "a", "--model-repo", "b", "-v", "--st"),
+    ]
+
+
 @pytest.mark.parametrize("words", [["--start", "--stop"], ["--stop", "-v"], ["--start", "--version"]])
 def test_only_one_thing_can_be_done(run: Run, words: list[str]) -> None:
     result = run(*words)
@@ -92,7 +104,7 @@ def test_only_one_thing_can_be_done(run: Run, words: list[str]) -> None:
 
 
 def test_a_flag_that_is_none_is_wrong_usage_and_the_nearest_is_named(run: Run) -> None:
-    result = run("--model-stor", "x")
+    result = run("--model-storage", "x")
     assert result.exit_code == 2
     assert "--model-store" in result.stderr
 

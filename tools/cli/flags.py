@@ -32,7 +32,7 @@ _OPTIONS = (
     click.option(
         "--frontends", type=click.IntRange(min=1), help="Front-end processes; by default as the processors allow."
     ),
-    # TorchServe's parser takes unambiguous beginnings of flags; this is the one that its users write.
+    # The short form is what TorchServe's users write.
     click.option(
         "--no-config-snapshots",
         "--no-config-snapshot",
@@ -122,4 +122,8 @@ def warned(context: click.Context, settings: Settings) -> Settings:
 
 def settings_of(context: click.Context) -> Settings:
     """What the flags, the environment, the files and the newest snapshot come to. Raises `ConfigError`."""
-    return configure(told(context), os.environ, Path.cwd(), newest)
+    try:
+        folder = Path.cwd()
+    except OSError as error:
+        raise ConfigError(f"The working directory cannot be used: {error.strerror}.") from None
+    return configure(told(context), os.environ, folder, newest)

@@ -22,6 +22,7 @@ from ringserve.server.instance import run_server, started_how, stop_server, take
 from ringserve.server.logs.setup import CONSOLE_FILE, TS_LOG_FILE, Logs
 from ringserve.server.pid_file import MODULE, AlreadyRunning, PidFileError, pid_file, running_pid
 from ringserve.server.settings import ConfigError, Settings, check
+from ringserve.server.stop_request import holding_stop_signals
 from ringserve.tools.cli.flags import check_files, check_more_files, settings_flags, settings_of, told, warned
 
 START_S_MAX = 180.0
@@ -89,6 +90,7 @@ def start_words(arguments: Sequence[str]) -> list[str]:
     return words if words[:1] == ["start"] else ["start", *words]
 
 
+@holding_stop_signals()
 def serve(
     settings: Settings, ready_fd: int | None = None, running: int | None = None, *, as_before: bool = False
 ) -> None:
@@ -99,8 +101,7 @@ def serve(
 
     def started() -> None:
         logs.flush()
-        click.echo("Model server started.")
-        sys.stdout.flush()
+        _say_started()
         if ready_fd is not None:
             os.close(ready_fd)
 
@@ -114,6 +115,14 @@ def serve(
             take_over(settings, started, words, running, as_before=as_before)
     finally:
         logs.close()
+
+
+def _say_started() -> None:
+    try:
+        click.echo("Model server started.")
+        sys.stdout.flush()
+    except OSError:  # nobody reads it: no reason to end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_in_background(

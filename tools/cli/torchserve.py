@@ -6,6 +6,7 @@ it is untrue: "has stopped" is said when it has, and a start returns when the se
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -18,6 +19,22 @@ from ringserve.tools.cli.flags import settings_flags
 from ringserve.tools.cli.serve import NotStarted, checked_settings, serve, start_in_background, start_words
 
 STOP_S_MAX = 60.0
+_FLAGS = (
+    *("--version", "--start", "--stop", "--ts-config", "--model-store", "--workflow-store", "--models", "--log-config"),
+    *("--cpp-log-config", "--foreground", "--no-config-snapshots", "--ncs", "--plugins-path", "--ppath"),
+    *("--disable-token-auth", "--dt", "--enable-model-api"),
+)
+
+
+def in_full(words: Sequence[str]) -> list[str]:
+    """TorchServe takes the beginning of a flag for it, where only one of its own begins so."""
+    return [_in_full(word) for word in words]
+
+
+def _in_full(word: str) -> str:
+    flag, is_, value = word.partition("=")
+    meant = [each for each in _FLAGS if each.startswith(flag)]
+    return f"{meant[0]}{is_}{value}" if len(flag) > 2 and len(meant) == 1 else word
 
 
 @click.command(hidden=True)

@@ -8,7 +8,8 @@ from select import poll
 
 import pytest
 
-from ringserve.server.control import Channel, WorkerMessage
+from ringserve.server.channel import Channel
+from ringserve.server.control import WorkerMessage
 from ringserve.server.metrics import emissions as bounds
 from ringserve.server.metrics.emissions import Emissions
 from ringserve.server.metrics.listing import Emission, Emitted, ListedMetric, MetricPlan, Series
