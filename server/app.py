@@ -64,6 +64,8 @@ BUFFER_BYTES = 256 << 10
 UNUSED_S_MIN = 0.5
 # Handshakes that have begun when a listener turns everybody away may be completed so long.
 ACCEPT_LAST_S = 0.05
+# Answers that are given at the very end have so long to reach their sockets.
+LAST_WORDS_S = 1.0
 BACKLOG = 1024
 
 
@@ -291,6 +293,18 @@ def wind_down(server: AsyncioServer, unused_s_min: float = UNUSED_S_MIN) -> int:
         else:
             left += 1
     return left
+
+
+async def cut_off(server: AsyncioServer, grace_s: float) -> None:
+    """The end of all connections: answers that were just given have the grace to reach their sockets. One that waits for the rest of
+    a request would wait through the end of the loop as well."""
+    end = monotonic() + grace_s
+    while wind_down(server, 0.0) and monotonic() < end:
+        await asyncio.sleep(0.02)
+    for connection in list(server.connections):
+        if connection.transport is not None:
+            connection.transport.abort()
+    await asyncio.sleep(0)
 
 
 def _is_busy(connection: Any) -> bool:

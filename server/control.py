@@ -20,8 +20,9 @@ class ServeHttp(Message, frozen=True):
     """The first message to a front end, which is number `index`. Descriptors: the listening inference socket and, when there are
     several front ends, the page in which they count their connections. A request's head must be complete within
     the header timeout, its body within the body timeout and what its size adds; a client that reads nothing of its answer for
-    the write timeout is cut off. What of `management` and `metrics` is `passed_on` goes to the `admin_socket`. With `tokens`, nobody is let in
-    before `Keys` have come. `cors` are headers of every response. Each is a line of the file `access_log`, where there is one."""
+    the write timeout is cut off. What of `management` and `metrics` is `passed_on` goes to the `admin_socket`. With `tokens`,
+    nobody is let in before `Keys` have come. `cors` are headers of every response. Each response is a line of the file
+    `access_log`, where there is one."""
 
     request_bytes_max: int
     server_version: str

@@ -414,9 +414,7 @@ class Dispatcher:
         state.reported_stuck = False
         self._drain.answered(batch.count, state.since_ns - began_ns)
         if self.meter is not None and entry.ended_ns:
-            batch.times = self.meter.batch(
-                batch.sent_s, entry.began_ns, entry.ended_ns, state.since_ns, batch.count
-            )
+            batch.times = self.meter.batch(batch.sent_s, entry.began_ns, entry.ended_ns, state.since_ns, batch.count)
         try:
             if failure is not None:
                 batch.fail(failure)

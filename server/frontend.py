@@ -24,9 +24,11 @@ from ringserve.protocol.errors import ShuttingDown, WorkerLost
 from ringserve.server.acceptor import Acceptor
 from ringserve.server.app import (
     ACCEPT_LAST_S,
+    LAST_WORDS_S,
     UNUSED_S_MIN,
     answer_last,
     connector,
+    cut_off,
     start_serving,
     stop_accepting,
     wind_down,
@@ -58,6 +60,7 @@ from ringserve.server.control import (
     WorkerStuck,
 )
 from ringserve.server.dispatch import Dispatcher
+from ringserve.server.health import RETRY_AFTER_S
 from ringserve.server.logs.access import open_access_log
 from ringserve.server.metrics.metering import Metering
 from ringserve.server.routes.connection import PredictionConnection
@@ -298,18 +301,12 @@ class FrontEnd:
         end = time.monotonic() + deadline_s
         while (wind_down(self._server, unused_s) or self._is_shaking_hands(unused_s)) and time.monotonic() < end:
             await asyncio.sleep(0.02)
+        stopping = ShuttingDown("The server is shutting down.", retry_after_s=RETRY_AFTER_S)
         for dispatcher in self._table.dispatchers.values():
-            dispatcher.abandon(ShuttingDown("The server is shutting down."))
+            dispatcher.abandon(stopping)
         for connection in list(self._server.connections):
-            connection.refuse_body(ShuttingDown("The server is shutting down."))
-        grace = time.monotonic() + 1.0  # the answers just given must reach their sockets
-        while wind_down(self._server, 0.0) and time.monotonic() < grace:
-            await asyncio.sleep(0.02)
-        for connection in list(self._server.connections):
-            # One that waits for the rest of a request would wait through the end of the loop as well.
-            if connection.transport is not None:
-                connection.transport.abort()
-        await asyncio.sleep(0)
+            connection.refuse_body(stopping)
+        await cut_off(self._server, LAST_WORDS_S)
         self._done.set()
 
     def _is_shaking_hands(self, unused_s: float) -> bool:

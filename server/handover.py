@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -239,9 +239,10 @@ class Predecessor:
                 os.close(fd)
         return inherited
 
-    async def equalled(self, versions: "Versions") -> None:
+    async def equalled(self, versions: "Versions", not_loaded: Sequence[str]) -> None:
         """Wait until what was asked for at start-up has been loaded. Raises `NotHandedOver` for a version that has workers there
-        and none here: the other one had better go on."""
+        and none here: the other one had better go on. `not_loaded`: what was asked for and of which not even that is known, which
+        model it is."""
         assert self.handed is not None
         while not versions.started:
             await asyncio.sleep(LOOK_S)
@@ -249,6 +250,8 @@ class Predecessor:
             try:
                 found = versions.registry.find(name, version)
             except RingServeError:
+                if not_loaded:
+                    raise NotHandedOver(_worse(name, version, "; ".join(not_loaded))) from None
                 if self._as_before and self.handed.desired:
                     raise NotHandedOver(_worse(name, version, "it is not loaded, the log says why")) from None
                 logger.info("%s %s, which the other instance serves, is not asked for any more", name, version)

@@ -2,7 +2,7 @@
 
 The kernel gives process 1 every orphan of its namespace, and no default actions of signals. The server is not made for that: an
 orphan must be waited for, and waiting for whatever comes would take from it the ends of its own processes. So where it is
-started as process 1, that one becomes this file, run by a bare interpreter (8 MB), and the server its child.
+started as process 1, that one becomes this file, run by a bare interpreter (10 MB), and the server its child.
 
 After a rolling restart the server is another process, which the PID file names. It has been orphaned by the command that started it, so
 it is process 1's child as well.

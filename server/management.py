@@ -81,6 +81,7 @@ class Management:
         self.lost = Lost(self.registry)
         # Files that load_models names and that the API has unregistered, where no folder is watched.
         self.away: dict[str, str] = {}
+        self.not_loaded: list[str] = []  # what was named at the start, each with the reason
         self.recorder = Recorder(store_for(settings), effective_properties(settings), self._records, self._unregistered)
         self.versions.changed = self.recorder.note
         self._store = store
@@ -203,7 +204,8 @@ class Management:
                 if self._restored:
                     logger.info("%s was not in the snapshot: it is served because it is named now", shown)
             except RingServeError as error:
-                logger.error("Failed to load model: %s: %s", shown, error.message)
+                self.not_loaded.append(f"{shown}: {error.message}")
+                logger.error("Failed to load model: %s", self.not_loaded[-1])
         for version in self._restored if wanted else ():
             if not version.options.loaded_at_startup:
                 logger.info("%s %s is served because of the snapshot: it is not named", version.name, version.version)

@@ -13,14 +13,10 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
@@ -30,12 +26,11 @@ from ringserve.server.admin_socket import SOCKET_NAME, listen_privately
 from ringserve.server.app import (
     ACCEPT_LAST_S,
     BACKLOG,
+    LAST_WORDS_S,
     UNUSED_S_MIN,
-    HttpServer,
-    Listener,
-    MakeProtocol,
     PlainHttp,
     answer_last,
+    cut_off,
     log_access,
     prepare,
     serve_also,
@@ -44,12 +39,9 @@ from ringserve.server.app import (
     wind_down,
 )
 from ringserve.server.autoscale import PERIOD_S, Autoscaler
-from ringserve.server.banner import banner
 from ringserve.server.budget import front_ends_default
-from ringserve.server.control import Keys, ServeHttp
-from ringserve.server.device_watch import DeviceWatch, open_devices
+from ringserve.server.control import Keys
 from ringserve.server.dropin import DropIn
-from ringserve.server.fleet import Fleet, FleetHooks
 from ringserve.server.handover import (
     CALLED_OFF,
     STOP_S_MAX,
@@ -59,51 +51,28 @@ from ringserve.server.handover import (
     Predecessor,
     Start,
 )
-from ringserve.server.host import make_work_dir, raise_file_limit
-from ringserve.server.listening import ListeningSockets
-from ringserve.server.logs.access import AccessLog, access_log_path, open_access_log
-from ringserve.server.management import Management
-from ringserve.server.metrics.observing import Metrics, open_metrics
-from ringserve.server.metrics.telemetry import Telemetry
+from ringserve.server.host import raise_file_limit
+from ringserve.server.logs.access import access_log_path, open_access_log
+from ringserve.server.parts import Parts, put_together
 from ringserve.server.pid_file import keep_pid_file, take_pid_file
 from ringserve.server.recycling import LOOK_S, Recycler
-from ringserve.server.repository.environments import Environments
 from ringserve.server.repository.incoming import DownloadLimits
-from ringserve.server.repository.remote import RemoteSources, sweep_parts
-from ringserve.server.repository.store import ModelStore
+from ringserve.server.repository.remote import RemoteSources
 from ringserve.server.repository.watch import Watcher
 from ringserve.server.routes.guard import GuardedHttp
-from ringserve.server.routes.management import ManagementRoutes
-from ringserve.server.routes.metrics import add_metrics, metrics_app
-from ringserve.server.security.cors import cors_headers
+from ringserve.server.routes.metrics import metrics_app
 from ringserve.server.security.key_file import remove_key_file
 from ringserve.server.security.keyring import LOOK_S as KEY_LOOK_S
-from ringserve.server.security.keyring import Keyring, open_keyring, take_keys
-from ringserve.server.security.tls import CERTIFICATE_LOOK_S, open_certificate
-from ringserve.server.security.tokens import Plane
-from ringserve.server.settings import Address, Settings
+from ringserve.server.security.keyring import take_keys
+from ringserve.server.security.tls import CERTIFICATE_LOOK_S
+from ringserve.server.settings import Settings
 from ringserve.server.snapshots.restoring import Restoring, named_models, stays_away, wanted_state
 from ringserve.server.stop_request import StopRequest, ignore_stop_signals
-from ringserve.server.wire import add_fixed_headers
-from ringserve.shm.segment import sweep_names
-
-if TYPE_CHECKING:
-    from ringserve.server.security.certificate import CertificateKeeper
 
 logger = logging.getLogger("ringserve.supervisor")
 
 # How much longer the connections of management may be busy, after the time in which all would have become idle.
 STALE_S = 1.0
-
-
-def _is_passed_on(listener: str, settings: Settings) -> bool:
-    """Whether a listener of this process has the address of the front ends. As with TorchServe, one address for both APIs has the
-    metrics too, but for those who need no token."""
-    both = settings.management_address == settings.inference_address
-    if listener == "management":
-        return both
-    metrics = settings.metrics_address == settings.inference_address
-    return settings.enable_metrics_api and (metrics or (both and settings.disable_token_authorization))
 
 
 async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint: str) -> None:
@@ -114,35 +83,6 @@ async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint:
             await look()
         except Exception:  # whatever it was, the next look may do better
             logger.exception("%s", complaint)
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a server consists of, put together before anything runs; then what runs of it in this process."""
-
-    settings: Settings
-    work_dir: Path
-    sockets: ListeningSockets  # "inference", and the others that have addresses of their own
-    devices: DeviceWatch
-    store: ModelStore
-    management: Management
-    fleet: Fleet
-    routes: ManagementRoutes
-    keyring: Keyring | None  # None: without tokens
-    certificate: "CertificateKeeper | None"  # None: no address begins with https://
-    metrics: Metrics | None  # None: nothing is measured
-    telemetry: Telemetry
-    server: HttpServer | None = None  # the private listener, whose connections are those of all listeners here
-    listeners: list[Listener] = field(default_factory=list)
-    access: AccessLog | None = None  # None: requests are not logged
-    dropin: DropIn | None = None
-    upkeep: list[asyncio.Task[None]] = field(default_factory=list)  # what adapts the server to what there is to do
-
-    def protocol(self, address: Address, make: MakeProtocol) -> MakeProtocol:
-        """What a listener of this process at that address makes of its connections."""
-        if self.certificate is None or not address.tls:
-            return make
-        return self.certificate.tls.protocol(make)
 
 
 class Supervisor:
@@ -168,11 +108,13 @@ class Supervisor:
         self._stopping = StopRequest(self._withdraw, self._remote.stop)
 
     async def run(self) -> None:
-        """Until stopped by SIGTERM or SIGINT. Raises `ConfigError`, or `RingServeError` when a front end cannot start."""
+        """Until told to stop. Raises `ConfigError`, or `RingServeError` when a front end cannot start."""
         self._stopping.obey_signals()
         environment_keys = take_keys(os.environ)
         raise_file_limit()
-        parts = await self._put_together(environment_keys)
+        parts = await put_together(
+            self._settings, self._remote, environment_keys, self._predecessor, self._stopping.ask
+        )
         try:
             await self._start(parts)
             if self._predecessor is not None and self._stopping.asked.is_set():
@@ -199,87 +141,6 @@ class Supervisor:
 
     # ---- start
 
-    async def _put_together(self, environment_keys: Mapping[Plane, str]) -> Parts:
-        """Everything that is there before anything is served; no process is started yet."""
-        devices = await open_devices(os.environ, self._settings.number_of_gpu)
-        settings = replace(self._settings, number_of_gpu=len(devices.placer.devices))
-        logger.info("%s", banner(settings, len(devices.placer.devices)))
-        cors = cors_headers(settings)
-        certificate = await open_certificate(settings)
-        sockets = await self._open_sockets(settings)
-        before = None if self._predecessor is None else self._predecessor.handed
-        if before is not None and before.desired:
-            origins = {**settings.origins, "model_snapshot": "the running instance"}
-            settings = replace(settings, model_snapshot=before.desired, origins=origins)
-        assert settings.model_store is not None
-        handed_keys = None if before is None else before.keys
-        keyring = await asyncio.to_thread(open_keyring, settings, environment_keys, Path.cwd(), handed_keys)
-        sweep_names()
-        await asyncio.to_thread(sweep_parts, settings.model_store)
-        work_dir = make_work_dir(settings.temp_dir or Path(tempfile.gettempdir()))
-        environments = Environments(
-            settings.cache_dir,
-            work_dir / "cache",
-            every_model=settings.install_py_dep_per_model,
-            install_s_max=settings.model_install_timeout_s,
-        )
-        store = ModelStore(settings.model_store, work_dir, self._remote)
-        management = Management(settings, store, devices, environments)
-        versions = management.versions
-        front_ends = settings.frontends or front_ends_default()
-        passed_on = tuple(each for each in ("management", "metrics") if _is_passed_on(each, settings))
-        first = ServeHttp(
-            settings.max_request_size,
-            package_version("ringserve"),
-            settings.header_timeout_s,
-            settings.body_timeout_s,
-            settings.write_timeout_s,
-            front_ends,
-            admin_socket=str(work_dir / SOCKET_NAME) if passed_on else "",
-            passed_on=passed_on,
-            tokens=keyring is not None,
-            cors=cors,
-            access_log=access_log_path(settings),
-            log_format=settings.log_format,
-        )
-        hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
-        metrics = open_metrics(settings, front_ends)
-        counters = None if metrics is None else metrics.pages
-        fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks, counters)
-        add_fixed_headers(cors)
-        routes = ManagementRoutes(management, settings.max_request_size, keyring)
-        if metrics is not None:
-            metrics.observe(management, fleet)
-            routes.app.ctx.responses = metrics.responses
-            if "metrics" in passed_on or "metrics" not in sockets:
-                add_metrics(routes.app, metrics.scrape)
-        beside = Telemetry(settings, devices, None if metrics is None else metrics.scrape)
-        versions.handler_metrics = beside.custom
-        return Parts(
-            settings,
-            work_dir,
-            sockets,
-            devices,
-            store,
-            management,
-            fleet,
-            routes,
-            keyring,
-            certificate,
-            metrics,
-            beside,
-        )
-
-    async def _open_sockets(self, settings: Settings) -> ListeningSockets:
-        """Raises `ConfigError`, or `NotHandedOver`."""
-        wanted = {"inference": settings.inference_address}
-        if settings.management_address != settings.inference_address:
-            wanted["management"] = settings.management_address
-        if settings.enable_metrics_api and settings.metrics_address not in wanted.values():
-            wanted["metrics"] = settings.metrics_address
-        inherited = {} if self._predecessor is None else await self._predecessor.ask(wanted, self._stopping.ask)
-        return ListeningSockets(wanted, inherited)
-
     async def _start(self, parts: Parts) -> None:
         """In TorchServe's order: models begin to load, then the listeners."""
         parts.access = open_access_log(access_log_path(parts.settings), parts.settings.log_format)
@@ -291,7 +152,8 @@ class Supervisor:
         parts.telemetry.start()
         await self._stopping.unless(self._load(parts))
         if self._predecessor is not None:
-            await self._stopping.unless(self._predecessor.equalled(parts.management.versions))
+            versions, not_loaded = parts.management.versions, parts.management.not_loaded
+            await self._stopping.unless(self._predecessor.equalled(versions, not_loaded))
         await self._hand_out_keys(parts)
         await self._start_front_ends(parts)
         self._start_upkeep(parts)
@@ -472,6 +334,8 @@ class Supervisor:
         await parts.telemetry.close()
         await parts.routes.finished()
         await closing
+        if parts.server is not None:
+            await cut_off(parts.server, 0.0 if self._stopping.hurry.is_set() else LAST_WORDS_S)
         if self._handover is not None:
             self._handover.close()
 

@@ -204,10 +204,10 @@ class Versions:
             detach,
             place,
             placer.leave,
-            self.announce,
-            lambda: str(next(self._worker_ids)),
-            partial(self.handler_metrics.emitted, version.name),
-            partial(self.handler_metrics.printed, version.name),
+            on_change=self.announce,
+            next_worker_id=lambda: str(next(self._worker_ids)),
+            on_emitted=partial(self.handler_metrics.emitted, version.name),
+            takes_line=partial(self.handler_metrics.printed, version.name),
         )
 
     # ---- as many workers as wanted

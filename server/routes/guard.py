@@ -17,8 +17,8 @@ from ringserve.server.security.tokens import Gate, Gates, Plane
 
 
 class Guard:
-    """Of one listener, which is `own`'s; with `both` it takes what is management's as well, with `metrics` those too. Without `tokens` it lets everybody in,
-    with them nobody until it has been given keys."""
+    """Of one listener, which is `own`'s; with `both` it takes what is management's as well, with `metrics` those too. Without `tokens`
+    it lets everybody in, with them nobody until it has been given keys."""
 
     def __init__(self, own: Plane, *, tokens: bool, cors: bool, both: bool = False, metrics: bool = False) -> None:
         self._own = own

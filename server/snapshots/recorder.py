@@ -21,8 +21,8 @@ Records = Sequence[VersionRecord]
 
 
 class Recorder:
-    """`look` says what is desired now, `away` which files the API has sent away. Without a store (--ncs) nothing is written. Until `start` nothing is either: half of what is
-    to be restored must not take the place of the whole."""
+    """`look` says what is desired now, `away` which files the API has sent away. Without a store (--ncs) nothing is written. Until
+    `start` nothing is either: half of what is to be restored must not take the place of the whole."""
 
     def __init__(
         self,

@@ -5,11 +5,11 @@ import os
 import socket
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from ringserve.protocol.errors import ShuttingDown
+from ringserve.protocol.errors import ModelNotFound, ShuttingDown
 from ringserve.server.handover import (
     SOCKET_NAME,
     HandOver,
@@ -22,6 +22,7 @@ from ringserve.server.handover import (
     how_started,
 )
 from ringserve.server.settings import Address
+from ringserve.server.versions import Versions
 
 ADDRESS = Address("127.0.0.1", 8080)
 START = Start(("start", "--models", "all"), "/srv", "logs", 90.0)
@@ -204,6 +205,40 @@ def test_it_cannot_be_taken_over_after_it_was_told_to_stop(tmp_path: Path, heard
             await asyncio.sleep(0)
         with pytest.raises(ShuttingDown, match="called off"):
             await asking.taken_over()
+
+    run(talk())
+
+
+class Loaded:
+    """What the new instance has: all that was asked for, and that is nothing."""
+
+    started = True
+
+    @property
+    def registry(self) -> "Loaded":
+        return self
+
+    def find(self, name: str, version: str) -> None:
+        raise ModelNotFound(f"Model not found: {name}")
+
+
+@pytest.mark.parametrize("as_before", [False, True])
+@pytest.mark.parametrize("not_loaded", [[], ["m.mar: it is torn"]])
+def test_what_is_served_may_be_unwanted_and_must_not_be_lost(
+    tmp_path: Path, as_before: bool, not_loaded: list[str]
+) -> None:
+    async def talk() -> None:
+        running, asking = Running(tmp_path), Predecessor(connect(tmp_path), as_before=as_before)
+        for sock in (await ask(asking)).values():
+            sock.close()
+        if as_before or not_loaded:
+            reason = not_loaded[0] if not_loaded else "it is not loaded, the log says why"
+            with pytest.raises(NotHandedOver, match=f"model m version 1.0 is served by it, and not .*: {reason}"):
+                await asking.equalled(cast(Versions, Loaded()), not_loaded)
+        else:
+            await asking.equalled(cast(Versions, Loaded()), not_loaded)
+        asking.close()
+        running.close()
 
     run(talk())
 

@@ -94,7 +94,9 @@ def test_the_callers_dimensions_are_not_changed(
     assert len(dimensions) == 1
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "many", None, 10**400, -1])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), "many", None, 10**400, -1], ids=lambda value: f"{value}"[:6]
+)
 def test_a_value_that_cannot_be_reported_is_logged(
     metrics: MetricsCacheYamlImpl, value: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,170 @@
+"""What a server consists of, put together before anything is served: sockets, keys, folders, and who knows whom."""
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringserve.server.admin_socket import SOCKET_NAME
+from ringserve.server.app import HttpServer, Listener, MakeProtocol
+from ringserve.server.banner import banner
+from ringserve.server.budget import front_ends_default
+from ringserve.server.control import ServeHttp
+from ringserve.server.device_watch import DeviceWatch, open_devices
+from ringserve.server.dropin import DropIn
+from ringserve.server.fleet import Fleet, FleetHooks
+from ringserve.server.handover import Predecessor
+from ringserve.server.host import make_work_dir
+from ringserve.server.listening import ListeningSockets
+from ringserve.server.logs.access import AccessLog, access_log_path
+from ringserve.server.management import Management
+from ringserve.server.metrics.observing import Metrics, open_metrics
+from ringserve.server.metrics.telemetry import Telemetry
+from ringserve.server.repository.environments import Environments
+from ringserve.server.repository.remote import RemoteSources, sweep_parts
+from ringserve.server.repository.store import ModelStore
+from ringserve.server.routes.management import ManagementRoutes
+from ringserve.server.routes.metrics import add_metrics
+from ringserve.server.security.cors import cors_headers
+from ringserve.server.security.keyring import Keyring, open_keyring
+from ringserve.server.security.tls import open_certificate
+from ringserve.server.security.tokens import Plane
+from ringserve.server.settings import Address, Settings
+from ringserve.server.wire import add_fixed_headers
+from ringserve.shm.segment import sweep_names
+
+if TYPE_CHECKING:
+    from ringserve.server.security.certificate import CertificateKeeper
+
+logger = logging.getLogger("ringserve.supervisor")
+
+
+@dataclass(slots=True)
+class Parts:
+    """Up to `telemetry` this is there before anything runs; the rest is what runs of it in this process."""
+
+    settings: Settings
+    work_dir: Path
+    sockets: ListeningSockets  # "inference", and the others that have addresses of their own
+    devices: DeviceWatch
+    store: ModelStore
+    management: Management
+    fleet: Fleet
+    routes: ManagementRoutes
+    keyring: Keyring | None  # None: without tokens
+    certificate: "CertificateKeeper | None"  # None: no address begins with https://
+    metrics: Metrics | None  # None: nothing is measured
+    telemetry: Telemetry
+    server: HttpServer | None = None  # the private listener, whose connections are those of all listeners here
+    listeners: list[Listener] = field(default_factory=list)
+    access: AccessLog | None = None  # None: requests are not logged
+    dropin: DropIn | None = None
+    upkeep: list[asyncio.Task[None]] = field(default_factory=list)  # what adapts the server to what there is to do
+
+    def protocol(self, address: Address, make: MakeProtocol) -> MakeProtocol:
+        """What a listener of this process at that address makes of its connections."""
+        if self.certificate is None or not address.tls:
+            return make
+        return self.certificate.tls.protocol(make)
+
+
+async def put_together(
+    settings: Settings,
+    remote: RemoteSources,
+    environment_keys: Mapping[Plane, str],
+    predecessor: Predecessor | None,
+    on_withdrawn: Callable[[], None],
+) -> Parts:
+    """No process is started yet. `on_withdrawn` is called when the predecessor is told to stop. Raises `ConfigError`, or
+    `NotHandedOver`."""
+    devices = await open_devices(os.environ, settings.number_of_gpu)
+    settings = replace(settings, number_of_gpu=len(devices.placer.devices))
+    logger.info("%s", banner(settings, len(devices.placer.devices)))
+    cors = cors_headers(settings)
+    certificate = await open_certificate(settings)
+    sockets = await _open_sockets(settings, predecessor, on_withdrawn)
+    before = None if predecessor is None else predecessor.handed
+    if before is not None and before.desired:
+        origins = {**settings.origins, "model_snapshot": "the running instance"}
+        settings = replace(settings, model_snapshot=before.desired, origins=origins)
+    assert settings.model_store is not None
+    handed_keys = None if before is None else before.keys
+    keyring = await asyncio.to_thread(open_keyring, settings, environment_keys, Path.cwd(), handed_keys)
+    sweep_names()
+    await asyncio.to_thread(sweep_parts, settings.model_store)
+    work_dir = make_work_dir(settings.temp_dir or Path(tempfile.gettempdir()))
+    environments = Environments(
+        settings.cache_dir,
+        work_dir / "cache",
+        every_model=settings.install_py_dep_per_model,
+        install_s_max=settings.model_install_timeout_s,
+    )
+    store = ModelStore(settings.model_store, work_dir, remote)
+    management = Management(settings, store, devices, environments)
+    versions = management.versions
+    front_ends = settings.frontends or front_ends_default()
+    first = _first_message(settings, front_ends, work_dir, tokens=keyring is not None, cors=cors)
+    hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
+    metrics = open_metrics(settings, front_ends)
+    counters = None if metrics is None else metrics.pages
+    fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks, counters)
+    add_fixed_headers(cors)
+    routes = ManagementRoutes(management, settings.max_request_size, keyring)
+    if metrics is not None:
+        metrics.observe(management, fleet)
+        routes.app.ctx.responses = metrics.responses
+        if "metrics" in first.passed_on or "metrics" not in sockets:
+            add_metrics(routes.app, metrics.scrape)
+    telemetry = Telemetry(settings, devices, None if metrics is None else metrics.scrape)
+    versions.handler_metrics = telemetry.custom
+    return Parts(
+        settings, work_dir, sockets, devices, store, management, fleet, routes, keyring, certificate, metrics, telemetry
+    )
+
+
+async def _open_sockets(
+    settings: Settings, predecessor: Predecessor | None, on_withdrawn: Callable[[], None]
+) -> ListeningSockets:
+    wanted = {"inference": settings.inference_address}
+    if settings.management_address != settings.inference_address:
+        wanted["management"] = settings.management_address
+    if settings.enable_metrics_api and settings.metrics_address not in wanted.values():
+        wanted["metrics"] = settings.metrics_address
+    inherited = {} if predecessor is None else await predecessor.ask(wanted, on_withdrawn)
+    return ListeningSockets(wanted, inherited)
+
+
+def _first_message(
+    settings: Settings, front_ends: int, work_dir: Path, *, tokens: bool, cors: dict[str, str]
+) -> ServeHttp:
+    """To every front end."""
+    passed_on = tuple(each for each in ("management", "metrics") if _is_passed_on(each, settings))
+    return ServeHttp(
+        settings.max_request_size,
+        package_version("ringserve"),
+        settings.header_timeout_s,
+        settings.body_timeout_s,
+        settings.write_timeout_s,
+        front_ends,
+        admin_socket=str(work_dir / SOCKET_NAME) if passed_on else "",
+        passed_on=passed_on,
+        tokens=tokens,
+        cors=cors,
+        access_log=access_log_path(settings),
+        log_format=settings.log_format,
+    )
+
+
+def _is_passed_on(listener: str, settings: Settings) -> bool:
+    """Whether a listener of this process has the address of the front ends. As with TorchServe, one address for both APIs has the
+    metrics too, but for those who need no token."""
+    both = settings.management_address == settings.inference_address
+    if listener == "management":
+        return both
+    metrics = settings.metrics_address == settings.inference_address
+    return settings.enable_metrics_api and (metrics or (both and settings.disable_token_authorization))
