@@ -2,6 +2,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 STRESS_S ?= 600
+JOBS   ?= 2
 FOLDERS := protocol shm backends server tools
 
 .DEFAULT_GOAL := help
@@ -32,8 +33,9 @@ dev: $(VENV)/.installed
 serve: dev
 	$(BIN)/python examples/digits/serve.py
 
+# Two at a time: most tests of processes wait most of the time. A file's tests stay together, with the servers they share.
 test: dev
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 check: dev
 	$(BIN)/ruff format --check .

@@ -238,17 +238,24 @@ class FrontEnd:
         return 0 if self._server is None else len(self._server.connections)
 
     def _close_lane(self, key: int) -> None:
-        def closed() -> None:
-            if dispatcher is not None:
-                dispatcher.admission.unshare()
-            self._table.dispatchers.pop(key, None)
-            self._tell(LaneClosed(key))
-
         dispatcher = self._table.dispatchers.get(key)
         if dispatcher is None:
-            closed()
-        else:
-            dispatcher.close(closed)
+            self._tell(LaneClosed(key))
+            return
+
+        def closed() -> None:
+            # After those have had their say who have just got the last answers.
+            asyncio.get_running_loop().call_soon(self._lane_closed, key, dispatcher)
+
+        dispatcher.close(closed)
+
+    def _lane_closed(self, key: int, dispatcher: Dispatcher) -> None:
+        """What was measured of the version is counted before the supervisor hears that nothing more will come."""
+        self._metering.fold()
+        dispatcher.meter = None
+        dispatcher.admission.unshare()
+        self._table.dispatchers.pop(key, None)
+        self._tell(LaneClosed(key))
 
     def _describe_memory(self) -> None:
         """On SIGUSR1: where the slabs of every version are, into the log."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringserve.server.admin_socket import SOCKET_NAME
-from ringserve.server.app import HttpServer, Listener, MakeProtocol
+from ringserve.server.app import App, HttpServer, Listener, MakeProtocol, answer_last
 from ringserve.server.banner import banner
 from ringserve.server.budget import front_ends_default
 from ringserve.server.control import ServeHttp
@@ -62,6 +62,7 @@ class Parts:
     telemetry: Telemetry
     server: HttpServer | None = None  # the private listener, whose connections are those of all listeners here
     listeners: list[Listener] = field(default_factory=list)
+    apps: list[App] = field(default_factory=list)  # whose listeners these are
     access: AccessLog | None = None  # None: requests are not logged
     dropin: DropIn | None = None
     upkeep: list[asyncio.Task[None]] = field(default_factory=list)  # what adapts the server to what there is to do
@@ -71,6 +72,12 @@ class Parts:
         if self.certificate is None or not address.tls:
             return make
         return self.certificate.tls.protocol(make)
+
+    def answer_last(self) -> None:
+        """Every answer of this process is the last one of its connection from now on."""
+        if self.server is not None:
+            for app in self.apps:
+                answer_last(self.server, app)
 
 
 async def put_together(

@@ -29,7 +29,6 @@ from ringserve.server.app import (
     LAST_WORDS_S,
     UNUSED_S_MIN,
     PlainHttp,
-    answer_last,
     cut_off,
     log_access,
     prepare,
@@ -148,6 +147,7 @@ class Supervisor:
             log_access(parts.routes.app, parts.access)
         private = listen_privately(parts.work_dir / SOCKET_NAME, BACKLOG)
         parts.server = await start_serving(parts.routes.app, private)
+        parts.apps.append(parts.routes.app)
         parts.listeners.append(parts.server)
         parts.telemetry.start()
         await self._stopping.unless(self._load(parts))
@@ -235,6 +235,7 @@ class Supervisor:
             if parts.access is not None:
                 log_access(app, parts.access)
             await prepare(app)
+            parts.apps.append(app)
             sock, protocol = parts.sockets["metrics"], parts.protocol(parts.settings.metrics_address, PlainHttp)
             parts.listeners.append(await serve_also(parts.server, app, sock, protocol))
         logger.info("Inference API bind to: %s", parts.settings.inference_address)
@@ -296,7 +297,7 @@ class Supervisor:
             return
         parts.routes.close("The server is shutting down.")
         parts.management.versions.drain()
-        answer_last(parts.server, parts.routes.app)
+        parts.answer_last()
         if parts.settings.drain_delay_s:
             logger.info("told to stop: accepting for %d s more", parts.settings.drain_delay_s)
             with contextlib.suppress(TimeoutError):
@@ -350,7 +351,7 @@ class Supervisor:
             await asyncio.sleep(ACCEPT_LAST_S)
         for each in parts.listeners:
             stop_accepting(each)
-        answer_last(parts.server, parts.routes.app)
+        parts.answer_last()
         end = time.monotonic() + unused_s + STALE_S
         while wind_down(parts.server, unused_s) and time.monotonic() < end and not self._stopping.hurry.is_set():
             await asyncio.sleep(0.02)

@@ -98,7 +98,7 @@ class Responses:
 
 
 class Meter:
-    """Of one version. `on_news` is called by what is first since the last fold; what `responses` counts of the usual requests, which
+    """Of one version. `on_news(meter)` is called by what is first since the last fold; what `responses` counts of the usual requests, which
     are all answered by 200, is told it here."""
 
     __slots__ = (
@@ -117,7 +117,7 @@ class Meter:
         "responses",
     )
 
-    def __init__(self, part: Counts, responses: Responses, on_news: Callable[[], None]) -> None:
+    def __init__(self, part: Counts, responses: Responses, on_news: "Callable[[Meter], None]") -> None:
         self.responses = responses
         self._part = part
         self._on_news = on_news
@@ -141,7 +141,7 @@ class Meter:
         if not number % LOOK_BATCHES:
             self._look()
         if number == self._folded:
-            self._on_news()
+            self._on_news(self)
         self._number = number = number + 1
         self._heard_ns = heard_ns
         _pack_head(self._heads, number % HEADS * _HEAD_BYTES, sent_s, began_ns, ended_ns, rows)
@@ -170,7 +170,7 @@ class Meter:
     def _news(self) -> None:
         if len(self._singles) >= SINGLES_MAX:
             self.fold()
-        self._on_news()
+        self._on_news(self)
 
     # ---- from time to time
 

@@ -42,7 +42,8 @@ class Metering:
         """A version is new to this front end."""
         part = self._parts.pop(key, None)
         if part is not None:
-            meter = dispatcher.meter = Meter(part, self.responses, lambda: self._heard(meter))
+            # No cycle: the page of a version that is gone goes with its last request, without the collector.
+            dispatcher.meter = Meter(part, self.responses, self._heard)
 
     def fold(self) -> None:
         """Everything measured so far."""

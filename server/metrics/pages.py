@@ -1,7 +1,6 @@
 """All counters of a server: the pages in which its front ends count, and what versions that are gone have left behind. No counter
 ever falls: not when a version is replaced, or goes and comes again, and not when a front end dies."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -11,9 +10,6 @@ from ringserve.server.metrics.counts import HTTP_COUNTS, VERSION_COUNTS, Counter
 from ringserve.shm.shm_errors import OutOfSharedMemory
 
 logger = logging.getLogger("ringserve.metrics")
-
-# The last answers of a version may still be on their way to slow clients when it is gone.
-RETIRED_S = 120.0
 
 HTTP_KEY = 0  # versions are numbered from 1
 Label = tuple[str, str]  # model, version
@@ -32,7 +28,6 @@ class CounterPages:
         self._http = CounterPage(front_ends, HTTP_COUNTS)
         self._pages: dict[int, _Page] = {}
         self._retired: dict[Label, Counts] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
 
     def share(
         self,
@@ -70,25 +65,15 @@ class CounterPages:
             page.clear_moment(index)
 
     def retire(self, key: int) -> None:
-        """A version is gone."""
-        if key in self._pages:
-            self._timers[key] = asyncio.get_running_loop().call_later(RETIRED_S, self._settle, key)
-
-    def _settle(self, key: int) -> None:
-        parts = self._parts(key)
-        del self._timers[key]
+        """A version is gone, and its front ends have counted all they answered. Only who has not yet taken the end of a long answer
+        is missing; the page cannot wait for that: it takes descriptors, and models may be replaced all the time."""
+        if key not in self._pages:
+            return
         label, page = self._pages.pop(key)
         before = [self._retired[label]] if label in self._retired else []
-        self._retired[label] = add_up([*before, *parts], VERSION_COUNTS)
+        self._retired[label] = counts = add_up([*before, *page.parts()], VERSION_COUNTS)
+        counts["waiting"] = counts["slabs"] = 0
         page.close()
-
-    def _parts(self, key: int) -> list[Counts]:
-        """What front ends have counted of a version. One that is gone has nothing that waits."""
-        parts = self._pages[key].page.parts()
-        if key in self._timers:
-            for part in parts:
-                part["waiting"] = part["slabs"] = 0
-        return parts
 
     # ---- read
 
@@ -98,13 +83,11 @@ class CounterPages:
     def versions(self) -> dict[Label, Counts]:
         """By model and version, whatever has had that name."""
         parts: dict[Label, list[Counts]] = {label: [counts] for label, counts in self._retired.items()}
-        for key, (label, _) in self._pages.items():
-            parts.setdefault(label, []).extend(self._parts(key))
+        for label, page in self._pages.values():
+            parts.setdefault(label, []).extend(page.parts())
         return {label: add_up(each, VERSION_COUNTS) for label, each in parts.items()}
 
     def close(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
         for each in self._pages.values():
             each.page.close()
         self._pages.clear()

@@ -68,7 +68,11 @@ class Watcher:
     async def _listen(self) -> None:
         while True:
             try:
-                await self._listen_to(await asyncio.to_thread(_identity, self._root))
+                folder = await asyncio.to_thread(os.open, self._root, os.O_PATH | os.O_DIRECTORY)
+                try:
+                    await self._listen_to(folder)
+                finally:
+                    os.close(folder)
                 self._deaf = False
             except Exception as error:  # noqa: BLE001 - the watching goes on, whatever the library or the system says
                 if not self._deaf:
@@ -79,8 +83,9 @@ class Watcher:
                 await asyncio.sleep(REPAIR_S)
             self.poke()
 
-    async def _listen_to(self, identity: tuple[int, int]) -> None:
-        """Returns when the folder is no longer the one that is listened to."""
+    async def _listen_to(self, folder: int) -> None:
+        """Returns when the folder is no longer this open one. (It must be open: the number of one that is removed may be its
+        successor's.)"""
         await asyncio.to_thread(_check_size, self._root)
         reports = awatch(
             self._root,
@@ -100,7 +105,7 @@ class Watcher:
                     self.poke()
                 if changes:
                     self.poke()
-                if await asyncio.to_thread(_identity, self._root) != identity:
+                if not await asyncio.to_thread(_is_same, self._root, folder):
                     return
 
 
@@ -113,6 +118,5 @@ def _check_size(root: Path) -> None:
             raise OSError(errno.E2BIG, f"expected at most {FOLDERS_MAX} folders and {NAMES_MAX} names in it, got more")
 
 
-def _identity(root: Path) -> tuple[int, int]:
-    status = os.stat(root)
-    return status.st_dev, status.st_ino
+def _is_same(root: Path, folder: int) -> bool:
+    return os.path.samestat(os.stat(root), os.fstat(folder))

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from ringserve.server.testing import wait_until
+from tests.chaos.descriptors import fd_counts
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Load, Site
@@ -70,7 +70,7 @@ def test_unregistering_and_registering_again_loses_no_request_and_no_descriptor(
         load.check()
         assert set(load.errors) == {404}
         wait_until(lambda: site.connections() == 0, 10, "closed connections")
-        descriptors.append([psutil.Process(pid).num_fds() for pid in (site.front_end, site.server.pid)])
+        descriptors.append(fd_counts(site.front_end, site.server.pid))
     assert descriptors[-1] == descriptors[0], "of the front end and the supervisor"
 
 

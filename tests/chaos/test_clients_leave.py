@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from ringserve.server.testing import wait_until
+from tests.chaos.descriptors import fd_counts
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Site
@@ -89,8 +90,7 @@ def test_hundreds_of_disconnects_cost_no_slab_no_descriptor_and_no_memory(
         load.check()
         assert load.errors.total() == 0
         wait_until(lambda: site.connections() == 0, 10, "closed connections")
-        processes = [psutil.Process(pid) for pid in (site.front_end, worker, site.server.pid)]
-        memory.append(processes[0].memory_info().rss)
-        descriptors.append([process.num_fds() for process in processes])
+        memory.append(psutil.Process(site.front_end).memory_info().rss)
+        descriptors.append(fd_counts(site.front_end, worker, site.server.pid))
     assert memory[-1] - memory[0] < GROWTH_BYTES_MAX
     assert descriptors[-1] == descriptors[0], "of the front end, the worker and the supervisor"

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from ringserve.server.testing import wait_until
+from tests.chaos.descriptors import fd_counts
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Load, Site
@@ -94,7 +95,7 @@ def test_killed_front_ends_cost_only_the_requests_of_their_own_connections(
         check_apart_from(load, cut)
         assert load.lost, "nobody was connected with what was killed"
         share_work(site, fresh)
-        descriptors.append([psutil.Process(pid).num_fds() for pid in (site.server.pid, *site.server.workers())])
+        descriptors.append(fd_counts(site.server.pid, *site.server.workers()))
     assert descriptors[1] == descriptors[0], "of the supervisor and the worker"
     assert site.predict("actor", "7").text == "7"
 
@@ -140,7 +141,7 @@ def test_changes_meet_two_front_ends_and_lose_no_request(
         pids = (site.server.pid, *site.server.front_ends())
         for pid in pids[1:]:
             wait_until(lambda each=pid: connections(site, each) == 0, 10, "closed connections")  # type: ignore[misc]
-        descriptors.append([psutil.Process(pid).num_fds() for pid in pids])
+        descriptors.append(fd_counts(*pids))
     assert descriptors[-1] == descriptors[0], "of the supervisor and the front ends"
 
 

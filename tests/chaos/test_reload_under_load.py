@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from ringserve.server.testing import wait_until
 from tests.chaos.conftest import ACTOR
+from tests.chaos.descriptors import fd_counts
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Site
@@ -71,7 +71,7 @@ def test_reloads_one_after_another_fail_no_request_and_leave_nothing(
             wait_until(lambda others=others: other.right > others, 20, "answers of the other")  # type: ignore[misc]
             if number in (1, RELOADS - 1):
                 wait_until(lambda: len(site.server.workers()) == 2, 20, "the worker that was replaced is gone")
-                descriptors.append([psutil.Process(pid).num_fds() for pid in (site.front_end, site.server.pid)])
+                descriptors.append(fd_counts(site.front_end, site.server.pid))
     for each in (load, other):
         each.check()
         assert each.errors.total() == 0, each.messages

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from ringserve.server.frontend import ORPHAN_DRAIN_S
 from ringserve.server.testing import SHM, wait_until
 from ringserve.server.worker import ORPHAN_S_MAX
+from tests.chaos.descriptors import fd_counts
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Asking, Site
@@ -123,7 +123,7 @@ def test_a_killed_front_end_comes_back_to_the_same_workers_and_refuses_nobody_me
         assert site.ping().status_code == 200
         wait_until(lambda: site.connections() == 0, 10, "closed connections")
         pids = (*workers, site.server.pid, site.front_end)
-        descriptors.append([psutil.Process(pid).num_fds() for pid in pids])
+        descriptors.append(fd_counts(*pids))
     assert descriptors[-1] == descriptors[0], "of the workers, the supervisor and the front end"
 
 
@@ -154,7 +154,7 @@ def test_front_ends_and_workers_killed_in_any_order_come_back_together(
             assert set(each.errors) <= {500, 507}
         wait_until(lambda: site.ping().status_code == 200, 10, "a healthy server")
         wait_until(lambda: site.connections() == 0, 10, "closed connections")
-        descriptors.append([psutil.Process(pid).num_fds() for pid in (site.server.pid, site.front_end)])
+        descriptors.append(fd_counts(site.server.pid, site.front_end))
     assert descriptors[-1] == descriptors[0], "of the supervisor and the front end"
 
 

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from ringserve.server.testing import wait_until
+from tests.chaos.descriptors import fd_counts
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Site
@@ -17,10 +18,6 @@ pytestmark = pytest.mark.e2e
 CLIENTS = 32
 BATCH = 4
 GROWTH_BYTES_MAX = 16 << 20
-
-
-def fd_count(pid: int) -> int:
-    return psutil.Process(pid).num_fds()
 
 
 def defunct(parent: int) -> list[int]:
@@ -47,7 +44,7 @@ def test_a_worker_killed_a_hundred_times_costs_only_the_batches_it_executed_and_
         kills, errors = kills + more, errors + load.errors.total()
         wait_until(lambda: site.connections() == 0, 10, "closed connections")
         memory.append(rss_bytes(site.front_end))
-        descriptors.append((fd_count(site.front_end), fd_count(site.server.pid)))
+        descriptors.append(fd_counts(site.front_end, site.server.pid))
     assert 0 < errors <= kills * BATCH
     assert memory[1] - memory[0] < GROWTH_BYTES_MAX
     assert descriptors[1] == descriptors[0], "of the front end and the supervisor"
@@ -81,5 +78,5 @@ def test_requests_queued_to_a_killed_worker_move_to_the_other_one(
         assert load.errors.total() <= kills // 2 * BATCH
         assert load.right > kills // 2 * CLIENTS
         wait_until(lambda: site.connections() == 0, 10, "closed connections")
-        descriptors.append((fd_count(site.front_end), fd_count(site.server.pid)))
+        descriptors.append(fd_counts(site.front_end, site.server.pid))
     assert descriptors[1] == descriptors[0], "of the front end and the supervisor"

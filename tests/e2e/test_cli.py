@@ -36,7 +36,15 @@ class CommandLine:
         return self.watch.run(*words)
 
     def start(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return self.run("start", "--model-store", self.store, "--ts-config", self.watch.config_file, "--ncs", *words)
+        return self.run(*self.start_words, *words)
+
+    def start_without_standard_streams(self) -> subprocess.CompletedProcess[bytes]:
+        line = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", command(), *map(str, self.start_words)]
+        return subprocess.run(line, env=self.watch.env, cwd=self.folder, timeout=COMMAND_S_MAX, check=False)
+
+    @property
+    def start_words(self) -> tuple[object, ...]:
+        return ("start", "--model-store", self.store, "--ts-config", self.watch.config_file, "--ncs")
 
     @property
     def url(self) -> str:
@@ -100,13 +108,6 @@ def test_the_life_of_a_server_in_the_background(cli: CommandLine, archive: Calla
     assert cli.run("status").returncode == 3
 
 
-def test_a_server_may_be_started_again_at_once_on_the_same_ports(cli: CommandLine) -> None:
-    for _ in range(2):
-        assert cli.start().returncode == 0
-        assert httpx.get(f"{cli.url}/ping", trust_env=False).status_code == 200
-        assert cli.run("stop").returncode == 0
-
-
 def pid_of_the_dead() -> str:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -115,8 +116,8 @@ def pid_of_the_dead() -> str:
 
 @pytest.mark.parametrize(
     "content",
-    [pid_of_the_dead, lambda: str(os.getpid()), lambda: "garbage", lambda: "", lambda: "-1", lambda: "99999999999"],
-    ids=["dead pid", "foreign pid", "garbage", "empty", "negative", "beyond any pid"],
+    [pid_of_the_dead, lambda: str(os.getpid()), lambda: "garbage"],
+    ids=["dead pid", "foreign pid", "garbage"],
 )
 def test_a_stale_pid_file_stops_nobody(cli: CommandLine, content: Callable[[], str]) -> None:
     cli.pid_file.write_text(content())
@@ -126,13 +127,16 @@ def test_a_stale_pid_file_stops_nobody(cli: CommandLine, content: Callable[[], s
     assert not cli.pid_file.exists()
 
 
-def test_a_server_starts_over_a_stale_pid_file(cli: CommandLine) -> None:
+def test_a_server_starts_over_a_stale_pid_file_and_again_at_once_on_the_same_ports(cli: CommandLine) -> None:
     cli.pid_file.write_text(pid_of_the_dead())
     assert cli.run("stop").returncode == 0
     cli.pid_file.write_text(pid_of_the_dead())
-    assert cli.start().returncode == 0
-    assert psutil.pid_exists(cli.pid())
-    assert cli.run("stop").returncode == 0
+    for start in (cli.start, cli.start_without_standard_streams):
+        assert start().returncode == 0
+        assert psutil.pid_exists(cli.pid())
+        assert httpx.get(f"{cli.url}/ping", trust_env=False).status_code == 200
+        assert cli.models() == [], "none was named"
+        assert cli.run("stop").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -164,10 +168,6 @@ def test_a_missing_model_store_is_named(cli: CommandLine) -> None:
     ("line", "words"),
     [
         ("job_queue_size=many", ["job_queue_size", "whole number", "'many'"]),
-        ("job_queue_size=0", ["job_queue_size", "from 1"]),
-        ("enable_model_api=maybe", ["enable_model_api", "true or false", "'maybe'"]),
-        ("inference_address=ftp://127.0.0.1:1", ["inference_address", "http://"]),
-        ("inference_address=http://127.0.0.1:99999", ["inference_address", "http://"]),
         ("model_store=$$NOT_SET_ANYWHERE$$", ["Invalid Environment Variable NOT_SET_ANYWHERE"]),
     ],
 )
@@ -200,10 +200,8 @@ def test_an_unknown_key_is_warned_about_by_name_and_line(start_server: Any, tmp_
     ("words", "models"),
     [
         (["--models", "all"], ["one", "two"]),
-        (["--models", "renamed=one.mar"], ["renamed"]),
-        (["--models", "one.mar", "b=two.mar"], ["b", "one"]),
+        (["--models", "renamed=one.mar", "two.mar"], ["renamed", "two"]),
         (["--models", "one.mar,b=two.mar"], ["b", "one"]),
-        ([], []),
     ],
     ids=" ".join,
 )

@@ -34,13 +34,16 @@ def test_clients_that_never_retry_lose_nothing_when_the_server_stops(
 ) -> None:
     archive(tmp_path / "store", "plain", "plain.py:handle")
     server = start_server(tmp_path / "store", config={"frontends": 2})
-    with Persistent(server.inference_url, "/predictions/plain") as clients:
-        wait_until(lambda: clients.answered > 200, 10, "answers")
+    with (
+        Persistent(server.inference_url, "/predictions/plain") as clients,
+        Persistent(server.metrics_url, "/metrics") as scrapers,
+    ):
+        wait_until(lambda: clients.answered > 200 and scrapers.answered > 20, 10, "answers")
         os.kill(server.pid, signal.SIGTERM)
         assert server.wait(10) == 0
-        wait_until(lambda: clients.clients_left == 0, 5, "every client is refused")
-    assert clients.lost == []
-    assert set(clients.statuses) == {200}
+        wait_until(lambda: clients.clients_left + scrapers.clients_left == 0, 5, "every client is refused")
+    assert (clients.lost, scrapers.lost) == ([], [])
+    assert {*clients.statuses, *scrapers.statuses} == {200}
 
 
 def test_a_server_that_drains_tells_probes_and_managers_and_serves_on_until_its_time_is_up(

@@ -23,7 +23,7 @@ class Site:
         self.store, self.hold = folder / "store", folder / "hold"
         self.store.mkdir()
         self.watch = ServerProcess(self.store, folder=folder)
-        self.watch.config.update({"default_workers_per_model": 1, "drain_timeout": 2})
+        self.watch.config.update({"default_workers_per_model": 1, "drain_delay": 1, "drain_timeout": 1})
         self.watch.write_config()
         self.watch.log_file = folder / "logs" / "ts_log.log"
         self.management = httpx.Client(base_url=self.watch.management_url, trust_env=False, timeout=30)
@@ -36,7 +36,10 @@ class Site:
         return int((self.watch.tmp_dir / ".model_server.pid").read_text())
 
     def predict(self, model: str) -> httpx.Response:
-        return httpx.get(f"{self.watch.inference_url}/predictions/{model}", trust_env=False)
+        return self.get(f"/predictions/{model}")
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.watch.inference_url}{path}", trust_env=False)
 
 
 @pytest.fixture
@@ -93,13 +96,14 @@ def test_a_new_instance_takes_over_without_a_request_or_a_change_lost(site: Site
     )
     assert "not found" in site.run("restart", "--model-store", "nowhere").stderr
 
-    # Whoever stops the server means both of them.
+    # Whoever stops the server means both of them, also the one that could take over within the drain delay.
     site.hold.touch()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         restarted = pool.submit(site.run, "restart")
         wait_until(lambda: site.management.delete("/models/none").status_code == 503, 20, "the hand-over has begun")
-        assert site.run("stop").returncode == 0
+        stopped = pool.submit(site.run, "stop")
+        wait_until(lambda: site.get("/health/ready").status_code == 503, 10, "the drain has begun")
         site.hold.unlink()
-        assert restarted.result().returncode == 1
+        assert (stopped.result().stdout, restarted.result().returncode) == ("RingServe has stopped.\n", 1)
     wait_until(lambda: site.watch.processes() == [], 10, "the end of both")
     assert "is not currently running" in site.run("restart").stderr

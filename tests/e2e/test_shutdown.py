@@ -29,15 +29,6 @@ def ask(server: ServerProcess, folder: Path) -> httpx.Response:
     return httpx.post(f"{server.inference_url}/predictions/gate", content=str(folder), trust_env=False, timeout=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_ends_a_server_in_the_foreground_with_exit_code_0(
-    gated: ServerProcess, number: signal.Signals
-) -> None:
-    os.kill(gated.pid, number)
-    assert gated.wait(20) == 0
-    assert gated.remains() == []
-
-
 def test_ctrl_c_in_a_terminal_ends_a_server_in_order(gated: ServerProcess, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, gated, tmp_path)
@@ -66,14 +57,19 @@ def test_a_signal_to_every_process_at_once_still_lets_the_running_request_finish
 def test_a_signal_during_the_start_ends_it_and_leaves_nothing(archive: Callable[..., Path], tmp_path: Path) -> None:
     archive(tmp_path / "store", "gate", "gate.py:handle")
     server = ServerProcess(tmp_path / "store", folder=tmp_path / "server")
-    server.launch()
-    try:
-        server.wait_for_log("gate.mar: Processing worker updates...", 20)
-        os.kill(server.pid, signal.SIGTERM)
-        assert server.wait(20) == 0
-        assert server.remains() == []
-    finally:
-        server.stop(0)
+    moments: dict[signal.Signals, Callable[[], object]] = {
+        signal.SIGTERM: (server.tmp_dir / ".model_server.pid").exists,
+        signal.SIGINT: lambda: "gate.mar: Processing worker updates..." in server.log,
+    }
+    for number, come in moments.items():
+        server.launch()
+        try:
+            wait_until(come, 20, "the moment")
+            os.kill(server.pid, number)
+            assert server.wait(20) == 0
+            assert server.remains() == []
+        finally:
+            server.stop(0)
 
 
 def test_requests_that_run_and_wait_when_told_to_stop_are_answered(gated: ServerProcess, tmp_path: Path) -> None:
@@ -103,11 +99,12 @@ def refuses(server: ServerProcess) -> bool:
     return False
 
 
-def test_an_idle_connection_does_not_hold_up_the_end(gated: ServerProcess) -> None:
+def test_an_idle_connection_does_not_hold_up_the_end_when_a_terminal_closes(gated: ServerProcess) -> None:
     with httpx.Client(base_url=gated.inference_url, trust_env=False) as client:
         assert client.get("/ping").status_code == 200
         started = time.monotonic()
-        assert gated.stop() == 0
+        os.kill(gated.pid, signal.SIGHUP)
+        assert gated.wait(20) == 0
         assert time.monotonic() - started < 5
 
 

@@ -51,6 +51,14 @@ def test_flags_where_ours_has_a_word_are_torchserves(
     assert (result.exit_code, result.stdout, result.stderr) == (code, said, "")
 
 
+def test_a_working_directory_that_is_gone_is_named(run: Run, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    assert run("--start", "--model-store", str(tmp_path)).stdout.startswith("The working directory cannot be used: ")
+
+
 @pytest.mark.parametrize("flag", ["--log-config", "--cpp-log-config"])
 def test_a_file_that_is_not_there_is_named_in_full(run: Run, flag: str, tmp_path: Path) -> None:
     words = (flag, "none", "--model-store", ".")
@@ -107,6 +115,13 @@ def test_a_flag_that_is_none_is_wrong_usage_and_the_nearest_is_named(run: Run) -
     result = run("--model-storage", "x")
     assert result.exit_code == 2
     assert "--model-store" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["--models", "--start"], ["--model-store", "--ncs", "--models", "a"]])
+def test_a_flag_is_no_value_of_another_one(run: Run, words: list[str]) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert f"Option '{words[0]}' requires an argument." in result.stderr
 
 
 def test_our_own_words_are_ours_under_either_name(run: Run) -> None:

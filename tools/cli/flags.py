@@ -73,6 +73,8 @@ def told(context: click.Context) -> dict[str, object]:
         value = context.params.get(parameter.name or "")
         if isinstance(parameter, click.Option) and not (value is None or value is False or value == ()):
             given[parameter.opts[0]] = value
+            if any(str(each).startswith("--") for each in (value if isinstance(value, tuple) else (value,))):
+                raise click.UsageError(f"Option '{parameter.opts[0]}' requires an argument.")
     more = context.params.get("more_models", ())
     if more and "--models" not in given:
         raise click.UsageError(f"Got unexpected arguments: {' '.join(more)}")

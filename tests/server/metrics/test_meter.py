@@ -43,7 +43,7 @@ class Bench:
         self.news = 0
         self.meter = Meter(self.part, self.responses, self._on_news)
 
-    def _on_news(self) -> None:
+    def _on_news(self, meter: Meter) -> None:
         self.news += 1
 
     def batch(self, rows: int) -> BatchTimes:

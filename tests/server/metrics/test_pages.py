@@ -1,11 +1,9 @@
 """The counters of all versions over their lives."""
 
-import asyncio
 import os
 from collections.abc import Sequence
 
 from ringserve.server.control import Message, ShareCounters, VersionRoute
-from ringserve.server.metrics import pages as pages_module
 from ringserve.server.metrics.counts import HTTP_COUNTS, VERSION_COUNTS, Counts, attach_counts
 from ringserve.server.metrics.pages import CounterPages
 
@@ -70,36 +68,27 @@ def test_front_ends_add_up_and_a_successor_adds_to_what_the_dead_one_counted() -
 
 
 def test_a_version_that_goes_and_comes_again_goes_on_counting() -> None:
-    async def lives() -> None:
-        pages = CounterPages(1)
-        front_end = FrontEnd(pages)
-        for key, requests in ((1, 5), (2, 7), (3, 1)):
-            front_end.hear(route(key))
-            front_end.count(key, requests)
-            pages.retire(key)
-            front_end.count(key, 1)  # an answer that was still on its way
-            before = asked(pages)
-            pages._settle(key)
-            assert asked(pages) == before
-        assert asked(pages) == {("m", "1.0"): 5 + 7 + 1 + 3}
-        pages.retire(99)  # nobody ever counted it
-        pages.close()
-
-    asyncio.run(lives())
+    pages = CounterPages(1)
+    front_end = FrontEnd(pages)
+    for key, requests in ((1, 5), (2, 7), (3, 1)):
+        front_end.hear(route(key))
+        front_end.count(key, requests)
+        before = asked(pages)
+        pages.retire(key)
+        assert asked(pages) == before
+    assert asked(pages) == {("m", "1.0"): 5 + 7 + 1}
+    pages.retire(99)  # nobody ever counted it
+    pages.close()
 
 
-def test_what_is_so_at_the_moment_goes_with_a_version() -> None:
-    async def life() -> None:
-        pages = CounterPages(1)
-        front_end = FrontEnd(pages)
-        front_end.hear(route(1))
-        front_end.parts[1]["waiting"] = 9
-        pages.retire(1)
-        assert pages.versions()["m", "1.0"]["waiting"] == 0
-        pages._timers[1].cancel()
-        pages._settle(1)
-        assert pages.versions()["m", "1.0"]["waiting"] == 0
-        pages.close()
-
-    assert pages_module.RETIRED_S > 0
-    asyncio.run(life())
+def test_what_is_so_at_the_moment_goes_with_a_version_and_so_do_its_descriptors() -> None:
+    pages = CounterPages(1)
+    before = os.listdir("/proc/self/fd")
+    front_end = FrontEnd(pages)
+    front_end.hear(route(1))
+    front_end.parts[1]["waiting"] = 9
+    front_end.parts.clear()
+    pages.retire(1)
+    assert pages.versions()["m", "1.0"]["waiting"] == 0
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    pages.close()
