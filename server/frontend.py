@@ -252,7 +252,8 @@ class FrontEnd:
     def _lane_closed(self, key: int, dispatcher: Dispatcher) -> None:
         """What was measured of the version is counted before the supervisor hears that nothing more will come."""
         self._metering.fold()
-        dispatcher.meter = None
+        if dispatcher.meter is not None:
+            dispatcher.meter.let_go()
         dispatcher.admission.unshare()
         self._table.dispatchers.pop(key, None)
         self._tell(LaneClosed(key))

@@ -32,6 +32,7 @@ from ringserve.server.metrics.counts import (
     RECEIVE,
     TOTAL,
     Counts,
+    no_counts,
     status_class,
 )
 
@@ -177,6 +178,10 @@ class Meter:
     def moment(self, waiting: int, slabs: tuple[int, ...]) -> None:
         """What is so now."""
         self._part["waiting"], self._part["slabs"] = waiting, slabs
+
+    def let_go(self) -> None:
+        """The version is gone, and its page with it. Of answers that are taken later, the statuses still count."""
+        self._part = no_counts(self._part.dtype)
 
     def fold(self) -> None:
         """Put everything measured so far into the counters."""

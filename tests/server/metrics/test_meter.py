@@ -212,3 +212,16 @@ def test_responses_are_counted_by_class() -> None:
     responses.fold(part)
     responses.fold(part)
     assert part["status"].tolist() == [2, 1, 1]
+
+
+def test_a_meter_of_a_version_that_is_gone_changes_its_counters_no_more_and_still_counts_answers() -> None:
+    bench = Bench()
+    bench.meter.failed("queue_full", named=False)
+    bench.meter.fold()
+    before = bench.part.copy()
+    bench.meter.let_go()
+    bench.meter.failed("queue_full", named=False)
+    bench.meter.responses.count(503)
+    bench.meter.fold()
+    assert bench.part == before
+    assert bench.meter.responses.counts == [0, 0, 1]
