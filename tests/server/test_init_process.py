@@ -35,7 +35,8 @@ become_init(str(folder / "pid"))
 # As a rolling restart: another process has taken the PID file, and the first one still answers.
 SUCCESSOR = """
 if orphaned():
-    (folder / "pid").write_text(str(os.getpid()))
+    (folder / "pid.part").write_text(str(os.getpid()))
+    (folder / "pid.part").rename(folder / "pid")  # it appears with its content, as the real one does
     until("end")
     {end}
 until("pid")
