@@ -216,9 +216,9 @@ def log_access(app: App, access: AccessLog) -> None:
         came = request.conn_info
         if request.method == HEAD_NOT_PARSED or came is None or is_private(came.sockname):
             return
-        took_ns = round((monotonic() - request.arrived_s) * 1e9)
+        took_s = monotonic() - request.arrived_s
         rid = response.headers.get("x-request-id", "")
-        access.add(came.peername, request.method, request.raw_url.decode("latin-1"), response.status, took_ns, rid)
+        access.add(came.peername, request.method, request.raw_url.decode("latin-1"), response.status, took_s, rid)
 
     app.register_middleware(answered, "response")
 

@@ -44,7 +44,7 @@ SHOWN = frozenset(
 _USER = re.compile(r"//[^/]*@")  # of a target that names a host as well, as proxies are asked
 MILLIS = tuple(f",{number:03d} - " for number in range(1000))
 
-Entry = tuple[float, Any, str, str, int, int, str]
+Entry = tuple[float, Any, str, str, int, float, str]
 
 
 class AccessLog:
@@ -69,11 +69,18 @@ class AccessLog:
         self._requests: dict[tuple[str, str], str] = {}
 
     def add(
-        self, peer: Any, method: str, target: str, status: int, took_ns: int, request_id: str = "", now: Any = time.time
+        self,
+        peer: Any,
+        method: str,
+        target: str,
+        status: int,
+        took_s: float,
+        request_id: str = "",
+        now: Any = time.time,
     ) -> None:
         """One request that is answered: the client's address as the socket has it, what it asked for, the answer's status."""
         entries = self._entries
-        entries.append((now(), peer, method, target, status, took_ns, request_id))
+        entries.append((now(), peer, method, target, status, took_s, request_id))
         count = len(entries)
         if count == 1:
             self._call_later(PERIOD_S, self.flush)
@@ -99,26 +106,26 @@ class AccessLog:
         """One loop with everything in it: this is most of what a request costs."""
         peers, requests, clock, millis = self._peers, self._requests, self._clock, MILLIS
         lines, second, moment = [], -1, ""
-        for when_s, peer, method, target, status, took_ns, _ in entries:
+        for when_s, peer, method, target, status, took_s, _ in entries:
             whole_s = int(when_s)
             if whole_s != second:
                 second, moment = whole_s, clock.second(whole_s)
             where = peers.get(peer) or self._peer(peer)
             what = requests.get((method, target)) or self._request(method, target)
             began = millis[int((when_s - whole_s) * 1000)]
-            lines.append(f"{moment}{began}{where} {what} {status} {took_ns // 1000000}\n")
+            lines.append(f"{moment}{began}{where} {what} {status} {int(took_s * 1000)}\n")
         return "".join(lines)
 
     def _json(self, entries: list[Entry]) -> str:
         peers, requests, clock = self._peers, self._requests, self._clock
         lines = []
-        for when_s, peer, method, target, status, took_ns, request_id in entries:
+        for when_s, peer, method, target, status, took_s, request_id in entries:
             where = peers.get(peer) or self._peer(peer)
             what = requests.get((method, target)) or self._request(method, target)
             named = json.dumps(request_id)
             lines.append(
                 f'{{"time": "{clock.text(when_s)}", "level": "INFO", "logger": "{ACCESS_LOG}", {what}, {where},'
-                f' "status": {status}, "took_ms": {took_ns // 1000 / 1000}, "request_id": {named}}}\n'
+                f' "status": {status}, "took_ms": {int(took_s * 1e6) / 1000}, "request_id": {named}}}\n'
             )
         return "".join(lines)
 

@@ -77,6 +77,7 @@ class PredictionConnection(BodyConnection):
         "_parsed",
         "_parser",
         "_path",
+        "_peer",
         "_request_id",
         "_sending",
     )
@@ -86,6 +87,7 @@ class PredictionConnection(BodyConnection):
         self.request_handler = self._inference.serve
         self._keep_alive = True
         self._path = ""
+        self._peer: object = None
         self._request_id = ""
         self._head_began_s = self._arrived_s = 0.0
         self._complete_s = 0.0  # when the body was, if that came later than the head
@@ -96,6 +98,11 @@ class PredictionConnection(BodyConnection):
         self._parser: httptools.HttpRequestParser | None = (
             None  # made when needed, and after each that saw something else
         )
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.conn_info is not None:
+            self._peer = self.conn_info.peername
 
     # ---- what arrives
 
@@ -250,8 +257,10 @@ class PredictionConnection(BodyConnection):
             records += usual_record(times[1], self._arrived_s, self.answered_s)
         elif self._dispatcher.meter is not None:
             self._count(self._dispatcher.meter, answer.status, times, reason)
-        if self._inference.access is not None:
-            self._log_access(answer.status)
+        access = self._inference.access
+        if access is not None:
+            took_s = self.answered_s - self._arrived_s
+            access.add(self._peer, "POST", self._path, answer.status, took_s, self._request_id)
         if linger:
             self.linger(self.close)
         else:
@@ -276,8 +285,10 @@ class PredictionConnection(BodyConnection):
                 self._count_missed("broken_off", answer.status)
             elif self._dispatcher.meter is not None:
                 self._count(self._dispatcher.meter, answer.status, pending.times, "")
-            if self._inference.access is not None:
-                self._log_access(answer.status)
+            access = self._inference.access
+            if access is not None:
+                took_s = self.answered_s - self._arrived_s
+                access.add(self._peer, "POST", self._path, answer.status, took_s, self._request_id)
             self._done(keep_alive and complete)
 
         self.send_source(head, source, framed=source.length is None, on_sent=sent)
@@ -312,11 +323,6 @@ class PredictionConnection(BodyConnection):
         if status:
             meter.responses.count(status)
         meter.failed(reason, named=self._named)
-
-    def _log_access(self, status: int) -> None:
-        peer = None if self.conn_info is None else self.conn_info.peername
-        took_ns = round((self.answered_s - self._arrived_s) * 1e9)
-        self._inference.access.add(peer, "POST", self._path, status, took_ns, self._request_id)
 
     # ---- what Sanic asks of its connections
 

@@ -191,7 +191,7 @@ class Inference:
         took_s = (ended_s if ended_s > arrived_s else monotonic()) - arrived_s
         peer = None if connection.conn_info is None else connection.conn_info.peername
         target = request.raw_url.decode("latin-1")
-        access.add(peer, request.method, target, status, round(took_s * 1e9), rid)
+        access.add(peer, request.method, target, status, took_s, rid)
 
     async def _stopped_by(self, guard: Guard, request: SizedRequest) -> bool:
         """Answer what does not get past the guard. What it brings besides its head is not read."""
