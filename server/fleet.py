@@ -126,7 +126,7 @@ class Fleet:
         self._slots: list[FrontEndSlot] = []
         self._pages: dict[int, QueuePage] = {}  # of every version, when there are several front ends
         self._connections: QueuePage | None = None  # how many each front end has, when there are several
-        self._count = 0
+        self._count = first.front_ends
         self._watching: asyncio.Task[None] | None = None
         self._confirmations = Confirmations()
         self._keys: Keys | None = None  # that they let in, where there are tokens
@@ -137,10 +137,11 @@ class Fleet:
 
     # ---- processes
 
-    async def start(self, count: int) -> None:
+    async def start(self) -> None:
         """Start the front ends and wait until they listen. Raises `OutOfResources` when one does not."""
+        count = self._count
         assert count > 0
-        self._count = count
+        logger.info("front ends: %d", count)
         try:
             if count > 1:
                 self._connections = QueuePage(count)

@@ -38,7 +38,6 @@ from ringserve.server.app import (
     wind_down,
 )
 from ringserve.server.autoscale import PERIOD_S, Autoscaler
-from ringserve.server.budget import front_ends_default
 from ringserve.server.control import Keys
 from ringserve.server.dropin import DropIn
 from ringserve.server.handover import (
@@ -205,9 +204,7 @@ class Supervisor:
         if parts.certificate is not None and parts.settings.inference_address.tls:
             parts.certificate.on_renewed = parts.fleet.use_certificate
             parts.fleet.use_certificate(parts.certificate.pem)
-        count = parts.settings.frontends or front_ends_default()
-        logger.info("front ends: %d", count)
-        await parts.fleet.start(count)
+        await parts.fleet.start()
 
     def _start_upkeep(self, parts: Parts) -> None:
         """What happens time and again."""

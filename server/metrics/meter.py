@@ -158,6 +158,24 @@ class Meter:
         _, _, sent_s, began_ns, ended_ns = times
         self._singles.append(Single(arrived_s, complete_s, sent_s, began_ns, ended_ns, written_s, named))
 
+    def ended(
+        self,
+        times: BatchTimes | None,
+        arrived_s: float,
+        complete_s: float,
+        written_s: float,
+        *,
+        named: bool,
+        reason: str = "",
+    ) -> None:
+        """The answer of a request by the long way is written: a refusal has a reason, and what no worker has executed no times."""
+        if times is None:
+            self.failed(reason, named=named)
+            return
+        self.single(times, arrived_s, complete_s, written_s, named=named)
+        if reason:
+            self.because(reason)
+
     def failed(self, reason: str, *, named: bool) -> None:
         """A request ended without having been executed, or without an answer."""
         self.because(reason)

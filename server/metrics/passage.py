@@ -33,12 +33,7 @@ class Passage:
         if meter is None:
             return
         times = None if self._pending is None else self._pending.times
-        if times is None:
-            meter.failed(reason or "other", named=self._named)
-            return
-        meter.single(times, self._arrived_s, self._complete_s, written_s, named=self._named)
-        if reason:
-            meter.because(reason)
+        meter.ended(times, self._arrived_s, self._complete_s, written_s, named=self._named, reason=reason)
 
     def miss(self, reason: str) -> None:
         """Nobody has its whole answer."""

@@ -307,13 +307,8 @@ class PredictionConnection(BodyConnection):
     def _count(self, meter: Meter, status: int, times: BatchTimes | None, reason: str) -> None:
         """Of an answer that is written, when it is not of the usual kind. A refusal has a `reason`."""
         meter.responses.count(status)
-        if times is None:
-            meter.failed(reason, named=self._named)
-            return
         complete_s = self._complete_s or self._arrived_s
-        meter.single(times, self._arrived_s, complete_s, self.answered_s, named=self._named)
-        if reason:
-            meter.because(reason)
+        meter.ended(times, self._arrived_s, complete_s, self.answered_s, named=self._named, reason=reason)
 
     def _count_missed(self, reason: str, status: int = 0) -> None:
         """Of one whose answer nobody has, or not all of it: a head with a `status`."""
