@@ -287,6 +287,9 @@ def test_no_key_gets_out(guarded: Guarded) -> None:
     shown += [ask("GET", guarded.url("management", "/models/probe?customized=true"), guarded.key("management")).text]
     shown += [ask("OPTIONS", guarded.url(listener, "/")).text for listener in ("inference", "management")]
     shown += [ask("GET", guarded.url("inference", "/ping"), "wrong-" + guarded.key("inference")).text]
+    metrics = ask("GET", f"{server.metrics_url}/metrics").text
+    assert "ringserve_requests" in metrics
+    shown.append(metrics)
     written = [path for path in server.folder.rglob("*") if path.is_file() and path.name != "key_file.json"]
     shown += [path.read_bytes().decode("latin-1") for path in written]
     assert server.log_file in written
