@@ -69,6 +69,7 @@ def test_a_model_that_cannot_load_is_tried_seldom_and_serves_as_soon_as_it_can(
         wait_until(lambda: refused_at_once(site.predict("flawed", "")), 20, "a refusal")
         assert site.ping().status_code == 500
         assert attempts(folder) - before < WORKERS, "a few were tried, and then one at a time"
+        wait_until(lambda: site.server.log.count("Retry worker: ") >= 4, 20, "a try of one alone")
         (folder / "broken").unlink()
         site.wait_ready("flawed", WORKERS)
         assert site.predict("flawed", "").text == "served"
