@@ -49,6 +49,7 @@ def attend(server: int, pid_file: str) -> int:
                 continue
             successor = _named(pid_file)
             if successor is None:
+                ends |= _reap()  # it may have ended between the two looks, and is no server any more to the second
                 return ends.get(written, ends[server] if lost is None else lost)
             server, lost = successor, None
         elif number not in _NOT_PASSED_ON:

@@ -69,6 +69,39 @@ def test_it_goes_on_with_the_successor_of_its_server(tmp_path: Path) -> None:
     assert end_of(process) == 5
 
 
+def test_a_successor_that_ends_while_its_predecessor_is_buried_is_waited_for(tmp_path: Path) -> None:
+    # The look for a living server comes just after the successor's end, and just before anybody has waited for it.
+    program = """
+import os, signal, sys
+from ringserve.server import init_process
+
+def child(code):
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(read, 1)
+        os._exit(code)
+    return pid, write
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+(server, end_server), (successor, end_successor) = child(0), child(5)
+look = init_process._named
+
+def late_look(pid_file):
+    os.write(end_successor, b".")
+    os.waitid(os.P_PID, successor, os.WEXITED | os.WNOWAIT)
+    return look(pid_file)
+
+init_process._named = late_look
+with open(sys.argv[1], "w") as file:
+    file.write(str(successor))
+os.write(end_server, b".")
+sys.exit(init_process.attend(server, sys.argv[1]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "pid"), "ringserve"])
+    assert end_of(process) == 5
+
+
 def test_a_successor_that_dies_while_the_one_before_it_still_answers_is_not_forgotten(tmp_path: Path) -> None:
     program = SUCCESSOR.format(end="os._exit(6)") + "until('last')\nos._exit(0)"
     process = start(tmp_path, program)
