@@ -104,7 +104,7 @@ class Dispatcher:
         try:
             if not self._serviceable:
                 raise self._no_worker()
-            if not self.admission.try_enter():
+            if not self.admission.try_enter() and not self._entered_after_pump():
                 raise self._full()
         except RingServeError:
             if spool is not None:
@@ -116,6 +116,13 @@ class Dispatcher:
             self._watch(pending)
         self._pump_soon()
         return pending
+
+    def _entered_after_pump(self) -> bool:
+        """What came in this tick of the loop may leave before somebody is refused: workers may have room for it."""
+        if not self._pump_due:
+            return False
+        self._pump()
+        return self.admission.try_enter()
 
     def land(self, request: InferRequest, body_bytes: int, limit_bytes: int) -> Landing:
         """Where the body of a request is to be received. Raises as `submit` does, as far as that can be known before."""

@@ -90,6 +90,18 @@ def test_the_queue_is_full_at_exactly_its_capacity(play: Play, outcome_of: Outco
     play(scenario, rows=2, slabs=3, capacity=10)
 
 
+def test_a_crowd_of_one_tick_fills_the_workers_before_the_queue(play: Play, outcome_of: OutcomeOf) -> None:
+    async def scenario(stage: "Stage") -> None:
+        stage.attach()  # takes what waits when the queue is full for the first time, in two batches
+        futures = [stage.submit(body) for body in bodies(6)]
+        with pytest.raises(QueueFull):
+            stage.submit()
+        await stage.work()
+        assert [outcome_of(future) for future in futures] == answers(bodies(6))
+
+    play(scenario, rows=2, slabs=5, capacity=3)
+
+
 def test_requests_that_came_before_the_lane_are_encoded_when_it_opens(play: Play, outcome_of: OutcomeOf) -> None:
     async def scenario(stage: "Stage") -> None:
         futures = [stage.submit(body) for body in bodies(7)]
