@@ -36,7 +36,8 @@ LINGER_RESET = struct.pack("ii", 1, 0)
 
 
 class Job(msgspec.Struct, frozen=True):
-    """`name` begins every request's number; `kinds` names what is asked, all of it when empty."""
+    """`name` begins every request's number; `kinds` names what is asked, all of it when empty. It goes on for `seconds`, and until
+    it has made `requests_min` requests."""
 
     host: str
     port: int
@@ -45,6 +46,7 @@ class Job(msgspec.Struct, frozen=True):
     clients: int
     seconds: float
     kinds: list[str] = []
+    requests_min: int = 0
 
 
 class CutOffError(Exception):
@@ -139,7 +141,7 @@ class Client:
         self._connection: Connection | None = None
 
     async def run(self, end_s: float) -> None:
-        while time.monotonic() < end_s:
+        while time.monotonic() < end_s or self._tally.requests < self._job.requests_min:
             plans = self._planner.next()
             if plans[0].fresh:
                 self._drop()

@@ -54,6 +54,7 @@ class Options(msgspec.Struct, frozen=True):
     kill_every_s: float = 6.0
     kinds: list[str] = []
     sabotage: str = ""
+    requests_min: int = 0  # of each process
 
 
 class Outcome(msgspec.Struct):
@@ -83,7 +84,16 @@ class Clients:
         self._last_lines: dict[int, str] = {}
         self._children: list[subprocess.Popen[str]] = []
         for number in range(options.processes):
-            job = Job(host, int(port), f"p{number}", options.seed, options.clients, options.seconds, options.kinds)
+            job = Job(
+                host,
+                int(port),
+                f"p{number}",
+                options.seed,
+                options.clients,
+                options.seconds,
+                options.kinds,
+                options.requests_min,
+            )
             child = subprocess.Popen(
                 [sys.executable, str(CLIENT_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )

@@ -29,7 +29,15 @@ def test_a_server_under_everything_at_once_answers_each_request_once_and_honestl
 def test_a_model_that_answers_wrong_is_caught(tmp_path: Path, sabotage: str) -> None:
     kinds = [Kind.HASH.value, Kind.TYPED.value]
     options = Options(
-        seconds=2, workers=1, front_ends=1, seed=1, processes=1, kinds=kinds, sabotage=sabotage, kill_every_s=1e6
+        seconds=2,
+        workers=1,
+        front_ends=1,
+        seed=1,
+        processes=1,
+        kinds=kinds,
+        sabotage=sabotage,
+        kill_every_s=1e6,
+        requests_min=500,
     )
     outcome = stress.run(options, tmp_path)
     counts = outcome.tally.counts[Kind.HASH.value]
