@@ -232,7 +232,7 @@ def handle(data, context):
     assert site.manage("POST", "/models", **wanted).status_code == 202
     wait_until(lambda: len(retry_delays(site)) >= 3, 30, "three failed starts")
     assert retry_delays(site)[:3] == sorted(retry_delays(site)[:3])
-    assert retry_delays(site)[2] >= 2  # as printed, with one decimal
+    assert retry_delays(site)[2] > 1.25  # longer than a first pause ever is
     refused = site.predict("short", "")
     assert refused.status_code == 503
     assert refused.json()["type"] == "ServiceUnavailableException"
