@@ -222,7 +222,7 @@ def test_a_model_that_dies_by_itself_right_after_loading_is_not_started_over_and
 import os, threading
 def handle(data, context):
     if data is None:
-        threading.Timer(0.02, os._exit, [9]).start()
+        threading.Timer(0.3, os._exit, [9]).start()
         return None
     return ["alive"] * len(data)
 """
@@ -232,7 +232,7 @@ def handle(data, context):
     assert site.manage("POST", "/models", **wanted).status_code == 202
     wait_until(lambda: len(retry_delays(site)) >= 3, 30, "three failed starts")
     assert retry_delays(site)[:3] == sorted(retry_delays(site)[:3])
-    assert retry_delays(site)[2] > 1.25  # longer than a first pause ever is
+    assert retry_delays(site)[2] > 2
     refused = site.predict("short", "")
     assert refused.status_code == 503
     assert refused.json()["type"] == "ServiceUnavailableException"

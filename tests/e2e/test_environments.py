@@ -1,5 +1,6 @@
 """Models that bring requirements, on a real server: each runs with its own packages, and who installs keeps nobody waiting."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -73,8 +74,9 @@ class Installing:
         words = (str(self.cache), "ringserve.server.repository.environment_build")
         found = []
         for pid in self.server.processes():
-            with_words = [word for word in psutil.Process(pid).cmdline() if word.startswith(words)]
-            found += [pid] if with_words else []
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile: zombies count as that
+                with_words = [word for word in psutil.Process(pid).cmdline() if word.startswith(words)]
+                found += [pid] if with_words else []
         return found
 
 
