@@ -8,20 +8,20 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-def timed(function: Callable[..., Result]) -> Callable[..., Result]:
+def timed(func: Callable[..., Result]) -> Callable[..., Result]:
     """Emit `ts_handler_<method>` in ms around a handler's method if model-config.yaml says `handler: {profile: true}`.
 
     On a CUDA device the time is the device's, between two events: the host would only see how long queueing takes.
     """
 
-    @functools.wraps(function)
+    @functools.wraps(func)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Result:
         context = getattr(self, "context", None)
         if context is None or not _wants_profile(context.model_yaml_config):
-            return function(self, *args, **kwargs)
+            return func(self, *args, **kwargs)
         clock = _CudaClock() if getattr(getattr(self, "device", None), "type", "") == "cuda" else _HostClock()
-        result = function(self, *args, **kwargs)
-        context.metrics.add_time(f"ts_handler_{function.__name__}", clock.elapsed_ms())
+        result = func(self, *args, **kwargs)
+        context.metrics.add_time(f"ts_handler_{func.__name__}", clock.elapsed_ms())
         return result
 
     return wrapper

@@ -1,21 +1,30 @@
 """Helpers that handlers import."""
 
 import enum
+import functools
 import inspect
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 LOGGER = logging.getLogger("ringserve.model")
 
 HTTP_INTERNAL_ERROR = 500
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
-class PT2Backend(enum.StrEnum):
+# HTML tags and entities, for handlers that clean texts with it.
+CLEANUP_REGEX = re.compile(r"<.*?>|&([a-z0-9]+|#[0-9]{1,6}|#x[0-9a-f]{1,6});")
+
+
+class PT2Backend(str, enum.Enum):  # noqa: UP042 - a StrEnum prints as "eager", TorchServe's as "PT2Backend.EAGER"
     """The `torch.compile` backends that a model-config.yaml may name."""
 
     EAGER = "eager"
@@ -55,6 +64,24 @@ def check_valid_pt2_backend(backend: str) -> bool:
     return False
 
 
+def deprecated(
+    version: str, replacement: str = "", klass: type[Warning] = PendingDeprecationWarning
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Mark a function as one that goes with `version`: a call of it warns, with the category `klass`."""
+
+    def mark(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @functools.wraps(function)
+        def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            warnings.warn(
+                f"{function.__name__} is deprecated in {version} and moved to {replacement}", klass, stacklevel=2
+            )
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return mark
+
+
 def get_yaml_config(yaml_file_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a YAML file, {} for an empty one."""
     import yaml  # not above: nearly no worker reads such a file, and all start sooner without
@@ -72,7 +99,7 @@ def load_label_mapping(mapping_file_path: str | os.PathLike[str]) -> dict[str, A
     """The labels in an `index_to_name.json`, by class index as text; None (and a warning) when the file is missing.
 
     Three forms: `{"0": "cat"}`, `{"0": ["n02123045", "cat"]}` (the last element counts) and
-    `{"object_type_names": ["cat", "dog"]}`. Raises TypeError when the file holds no object.
+    `{"object_type_names": ["cat", "dog"]}`. Raises TypeError when the file holds anything else.
     """
     path = Path(mapping_file_path)
     if not path.is_file():
@@ -82,9 +109,15 @@ def load_label_mapping(mapping_file_path: str | os.PathLike[str]) -> dict[str, A
     if not isinstance(mapping, dict):
         raise TypeError(f'{path} should hold an object, {{"class number": "label"}}.')
     names = mapping.get("object_type_names")
-    if names is not None:
+    if isinstance(names, list):
         return {str(index): name for index, name in enumerate(names)}
-    return {key: label[-1] if isinstance(label, list) else label for key, label in mapping.items()}
+    labels = {key: label[-1] if isinstance(label, list) and label else label for key, label in mapping.items()}
+    for key, label in labels.items():
+        if not isinstance(label, str):
+            raise TypeError(
+                f"{path} should give every class a label, a text or a list that ends in one, got {label!r} for {key}."
+            )
+    return labels
 
 
 def map_class_to_label(

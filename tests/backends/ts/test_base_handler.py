@@ -3,9 +3,10 @@
 import io
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ import torch
 from ringserve.backends.contract import LoadedModel, Request
 from ringserve.backends.handler_backend import HandlerBackend, make_context
 from ringserve.backends.ts.torch_handler.base_handler import BaseHandler
-from ringserve.backends.ts.utils.pt2 import compile_options
 
 MODEL_FILE = """
 import torch
@@ -179,7 +179,14 @@ def test_base_handler_is_a_default_handler(make_model: MakeModel, save_scripted:
     ("manifest", "files", "kind", "message"),
     [
         ({}, {}, RuntimeError, "No model weights could be loaded"),
-        ({"serializedFile": "net.pth"}, {}, RuntimeError, "No model weights could be loaded"),
+        ({"serializedFile": "net.pth"}, {}, RuntimeError, "net.pth holds weights alone, .* no modelFile"),
+        ({"serializedFile": "a.safetensors"}, {}, RuntimeError, "a.safetensors holds weights alone"),
+        (
+            {"serializedFile": "net.bin"},
+            {},
+            RuntimeError,
+            "No model weights could be loaded from {'serializedFile': 'net.bin'}",
+        ),
         ({"serializedFile": "net.so"}, {}, RuntimeError, "aot_compile"),
         ({"modelFile": "gone.py"}, {}, RuntimeError, "Missing the model file gone.py"),
         ({"modelFile": "two.py"}, {"two.py": "class A: pass\nclass B: pass"}, ValueError, r"found \['A', 'B'\]"),
@@ -193,27 +200,6 @@ def test_what_cannot_be_loaded_is_named(
         initialized(make_model(files, manifest=manifest))
 
 
-def test_an_onnx_file_becomes_a_session(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the worker's threads; onnxruntime itself is played by an object."""
-    calls: list[Any] = []
-
-    def open_session(path: str, **options: Any) -> str:
-        calls.append((path, options))
-        return "session"
-
-    runtime: Any = ModuleType("onnxruntime")
-    runtime.SessionOptions = SimpleNamespace
-    runtime.InferenceSession = open_session
-    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    model = make_model({}, manifest={"serializedFile": "net.onnx"})
-    assert initialized(model).model == "session"
-    path, options = calls[0]
-    assert path == str(model.model_dir / "net.onnx")
-    assert options["providers"] == ["CPUExecutionProvider"]
-    assert options["sess_options"].intra_op_num_threads == 3
-
-
 def test_an_aot_compiled_library_is_opened_when_configured(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,48 +210,68 @@ def test_an_aot_compiled_library_is_opened_when_configured(
     assert handler.model == ("net.so", "cpu")
 
 
-@pytest.mark.parametrize(
-    ("pt2", "options"),
-    [
-        (None, None),
-        ("inductor", {"backend": "inductor"}),
-        ("magic", None),
-        ({"backend": "eager", "mode": "default"}, {"backend": "eager", "mode": "default"}),
-        ({"compile": {"enable": True, "backend": "eager"}}, {"backend": "eager"}),
-        ({"compile": {"enable": True}}, {}),
-        ({"compile": {"enable": False, "backend": "eager"}}, None),
-        ({"compile": {"enable": True, "backend": "magic"}}, None),
-        ({"export": {"aot_compile": True}}, None),
-    ],
-)
-def test_the_pt2_section_has_three_forms(pt2: object, options: object) -> None:
-    """None means: leave the model as it is."""
-    assert compile_options({"pt2": pt2}) == options
+@pytest.mark.parametrize("kind", ["TEXT", "zip"])
+def test_a_pt_file_that_is_no_torchscript_is_told_what_it_is(make_model: MakeModel, net: Any, kind: str) -> None:
+    """Most often it holds a state dict, and the archive lacks the model file."""
+    model = make_model({"net.pt": b"text"}, manifest={"serializedFile": "net.pt"})
+    holds = "nothing that torch has saved"
+    if kind == "zip":
+        torch.save(net.state_dict(), model.model_dir / "net.pt")
+        holds = "what torch.save wrote: a state dict, or a pickled object"
+    with pytest.raises(RuntimeError, match=f"net.pt is no TorchScript file: it holds {holds}."):
+        initialized(model)
 
 
-def test_a_model_is_compiled_when_configured(eager_model: Callable[..., LoadedModel], net: Any) -> None:
-    """Answers stay the same; the eager backend keeps this test short."""
-    handler = initialized(eager_model(config={"pt2": {"compile": {"enable": True, "backend": "eager"}}}))
-    assert type(handler.model).__name__ == "OptimizedModule"
-    inputs = torch.tensor(ROWS)
-    assert torch.allclose(handler.inference(inputs), net(inputs), atol=1e-6)
+def test_the_model_file_may_lie_in_a_folder_with_its_helpers(make_model: MakeModel) -> None:
+    """The archiver packs it at the top level; archives made by hand keep their folders."""
+    files = {
+        "parts/net.py": "from torch import nn\nfrom sizes import SIZE\nclass Net(nn.Linear):\n    def __init__(self):\n        super().__init__(SIZE, SIZE)",
+        "parts/sizes.py": "SIZE = 3",
+    }
+    handler = initialized(make_model(files, manifest={"modelFile": "parts/net.py"}))
+    assert handler.model.weight.shape == (3, 3)
 
 
-def test_a_compilation_that_fails_leaves_the_model_as_it_is(
-    eager_model: Callable[..., LoadedModel], caplog: pytest.LogCaptureFixture
+def test_two_model_files_of_one_name_are_two_modules(make_model: MakeModel) -> None:
+    """The one that the manifest names is loaded, also where the other has been imported."""
+    source = "from torch import nn\nclass Net(nn.{kind}): pass"
+    files = {"net_one.py": source.format(kind="ReLU"), "parts/net_one.py": source.format(kind="Tanh")}
+    model = make_model(files, manifest={"modelFile": "net_one.py"})
+    assert isinstance(initialized(model).model, torch.nn.ReLU)
+    model = make_model(files, manifest={"modelFile": "parts/net_one.py"})
+    assert isinstance(initialized(model).model, torch.nn.Tanh)
+
+
+def test_a_model_file_may_be_named_like_a_module_that_is_built_into_python(make_model: MakeModel) -> None:
+    source = "from torch import nn\nclass Net(nn.ReLU): pass"
+    model = make_model({"time.py": source}, manifest={"modelFile": "time.py"})
+    assert isinstance(initialized(model).model, torch.nn.ReLU)
+
+
+def test_weights_that_hold_more_are_read_when_the_configuration_allows_it(
+    eager_model: Callable[..., LoadedModel], net: Any
 ) -> None:
-    """A warning, and an uncompiled model that works."""
-    handler = initialized(eager_model(config={"pt2": {"compile": {"enable": True, "no_such_option": 1}}}))
-    assert type(handler.model).__name__ == "Net"
-    assert "uncompiled" in caplog.text
+    """`handler: {weights_only: false}`."""
+    state = {f"layers.{name}": value for name, value in net.state_dict().items()}
+    more = OrderedDict(state)
+    more._metadata = OrderedDict(made_by=PurePosixPath("train.py"))  # type: ignore[attr-defined]
+    weights = io.BytesIO()
+    torch.save(more, weights)
+    files = {"net.pt": weights.getvalue()}
+    with pytest.raises(RuntimeError, match=r"net\.pt holds more than weights: pathlib\.PurePosixPath"):
+        initialized(eager_model(files=files))
+    trusting = {"handler": {"weights_only": False}}
+    handler = initialized(eager_model(files=files, config=trusting))
+    torch.testing.assert_close(handler.inference(torch.tensor(ROWS)), net(torch.tensor(ROWS)))
 
 
-def test_the_profiler_path_answers_the_same(
-    eager_model: Callable[..., LoadedModel], net: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ENABLE_TORCH_PROFILER, with the handler's own arguments: no trace file."""
-    monkeypatch.setenv("ENABLE_TORCH_PROFILER", "true")
+def test_a_batch_that_asks_for_explanations_leaves_no_trace(eager_model: Callable[..., LoadedModel]) -> None:
+    """`explain` says what the batch at hand asks for; TorchServe's stays True for good."""
     handler = initialized(eager_model())
-    handler.profiler_args = {"activities": [torch.profiler.ProfilerActivity.CPU], "on_trace_ready": None}
-    answer = handler.handle(ROWS, handler.context)
-    assert torch.allclose(torch.tensor(answer), net(torch.tensor(ROWS)), atol=1e-6)
+    headers: dict[str, str] = {"explain": "True"}
+    handler.context = SimpleNamespace(get_request_header=lambda index, name: headers.get(name))
+    assert handler._is_explain()
+    assert handler.explain
+    headers.clear()
+    assert not handler._is_explain()
+    assert not handler.explain
