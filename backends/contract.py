@@ -29,6 +29,7 @@ class LoadedModel:
     `device` is "cpu" or "cuda:<n>"; `gpu_id` is that n, or None on the CPU. `handler` is the manifest's entry point
     (`module[:function]`); `config` is the parsed model-config.yaml ({} without one), and `signature` the inputs and outputs
     it declares. `metrics` are those that are registered for handlers: type, name, unit and the names of the dimensions.
+    `envelope` is the name of what a handler is wrapped in, "" for nothing.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LoadedModel:
     server_version: str = "0.0.0"
     signature: Signature = field(default_factory=Signature)
     metrics: Sequence[tuple[str, str, str, Sequence[str]]] = ()
+    envelope: str = ""
 
 
 class InputPart(NamedTuple):
@@ -99,6 +101,26 @@ class BatchControl:
         the clients read slower than the model writes. The status and headers of a row's first part are those of its answer; an
         error ends it. Returns whether anybody is still there to read. Raises `ContractBroken`."""
         return True
+
+
+class PartOf(BatchControl):
+    """Some rows of a batch, as the backend that runs only these sees them."""
+
+    def __init__(self, whole: BatchControl, rows: Sequence[int], whole_rows: int) -> None:
+        self._whole = whole
+        self._rows = rows
+        self._whole_rows = whole_rows
+
+    def cancelled(self, row: int) -> bool:
+        return self._whole.cancelled(self._rows[row])
+
+    def stream(self, parts: Sequence[Reply | RingServeError | None]) -> bool:
+        check_count(len(self._rows), len(parts))
+        of_all: list[Reply | RingServeError | None] = [None] * self._whole_rows
+        for row, part in zip(self._rows, parts, strict=True):
+            of_all[row] = part
+        self._whole.stream(of_all)
+        return not all(self.cancelled(row) for row in range(len(self._rows)))
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from ringserve.backends.contract import ContractBroken, check_count
 from ringserve.backends.replies import encode_reply
 from ringserve.backends.ts.context import Context
+from ringserve.protocol.errors import PredictionFailed
 
 
 def send_parts(parts: Any, context: Context) -> bool:
@@ -26,6 +27,12 @@ def send_parts(parts: Any, context: Context) -> bool:
     return context.control.stream(
         [None if part is None else encode_reply(part, row) for part, row in zip(parts, processors, strict=True)]
     )
+
+
+def send_failure(message: str, status: int, context: Context) -> bool:
+    """End every row's answer with an error: its whole answer where nothing was sent before. Returns as `send_parts` does."""
+    failure = PredictionFailed(message, status=status)
+    return context.control.stream([failure] * len(context.request_processor))
 
 
 def drained(answers: Generator[Any, Any, Any], context: Context) -> Any:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ringserve.backends.contract import Backend, Batch, BatchControl, Request, check_count
+from ringserve.backends.contract import Backend, Batch, BatchControl, PartOf, Request, check_count
 from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
 from ringserve.protocol.tensor import Signature
 from ringserve.server.isolation import isolate
 from ringserve.server.payloads import read_requests
 from ringserve.server.replies import RowMark, RowReply, write_replies, write_typed_success
-from ringserve.server.streaming import Chunks, PartOf, RunningBatch
+from ringserve.server.streaming import Chunks, RunningBatch
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Array, Slab
 from ringserve.shm.layout import ROW_DEADLINE_NS, ROW_FLAGS

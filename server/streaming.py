@@ -170,23 +170,3 @@ class RunningBatch(BatchControl):
             self._chunks.announce(
                 Completion(command.sequence, command.slab, command.rows, status, chunk_at, chunk_bytes)
             )
-
-
-class PartOf(BatchControl):
-    """Some rows of a batch, as the backend that runs only these sees them."""
-
-    def __init__(self, whole: BatchControl, rows: Sequence[int], whole_rows: int) -> None:
-        self._whole = whole
-        self._rows = rows
-        self._whole_rows = whole_rows
-
-    def cancelled(self, row: int) -> bool:
-        return self._whole.cancelled(self._rows[row])
-
-    def stream(self, parts: Sequence[Reply | RingServeError | None]) -> bool:
-        check_count(len(self._rows), len(parts))
-        of_all: list[Reply | RingServeError | None] = [None] * self._whole_rows
-        for row, part in zip(self._rows, parts, strict=True):
-            of_all[row] = part
-        self._whole.stream(of_all)
-        return not all(self.cancelled(row) for row in range(len(self._rows)))

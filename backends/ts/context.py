@@ -4,6 +4,7 @@ One context lives as long as its worker, and handlers keep attributes of their o
 request headers, response status and headers by row) is renewed by `begin_batch`.
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,12 +78,15 @@ class RequestProcessor:
         self.untouched = False
 
     def get_response_headers(self) -> dict[str, Any]:
-        """The response headers set so far."""
-        return self._response_headers or {}
+        """The response headers set so far; what is put into this dict is set as well."""
+        if self._response_headers is None:
+            self._response_headers = {}
+        self.untouched = False
+        return self._response_headers
 
     def get_response_header(self, key: str) -> Any:
         """One response header, None unless set."""
-        return self.get_response_headers().get(key)
+        return None if self._response_headers is None else self._response_headers.get(key)
 
 
 class Cancelled:
@@ -103,6 +107,17 @@ class Cancelled:
 
     def __len__(self) -> int:
         return self._rows
+
+
+class NoSocket:
+    """What `context.cl_socket` is, where TorchServe's has the connection to its front end."""
+
+    def sendall(self, message: Any) -> None:
+        """Raises RuntimeError, which says what to call instead."""
+        raise RuntimeError(
+            "A worker of this server has no socket to its front end: send parts of answers with"
+            " ts.handler_utils.utils.send_intermediate_predict_response."
+        )
 
 
 class Context:
@@ -136,6 +151,7 @@ class Context:
         # Outside a batch there is one row that knows nothing, so that `initialize` may use every method.
         self.request_processor: Sequence[RequestProcessor] = [RequestProcessor({})]
         self.control = BatchControl()
+        self.cl_socket: Any = NoSocket()
         self.stopping_criteria: Any = None
         self.header_key_sequence_id = os.environ.get("TS_REQUEST_SEQUENCE_ID", "ts_request_sequence_id")
         self.header_key_sequence_start = os.environ.get("TS_REQUEST_SEQUENCE_START", "ts_request_sequence_start")
@@ -151,6 +167,17 @@ class Context:
         self.request_processor = processors
         if self.metrics is not None:
             self.metrics.request_ids = self.request_ids
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Context":
+        """A context of its own for a handler that goes on with a request later. Both lead to the same clients."""
+        clone = copy.copy(self)
+        memo[id(self)] = clone
+        shared = {"control", "metrics"}
+        for name, value in self.__dict__.items():
+            if name not in shared:
+                clone.__dict__[name] = copy.deepcopy(value, memo)
+        clone.metrics = copy.copy(self.metrics)
+        return clone
 
     @property
     def cancelled(self) -> Cancelled:
@@ -201,5 +228,5 @@ class Context:
         return processor.get_response_status_code(), processor.get_response_status_phrase()
 
     def get_sequence_id(self, idx: int) -> Any:
-        """The sequence that row `idx` belongs to; "" for a request without one."""
-        return self.get_request_header(idx, self.header_key_sequence_id) or ""
+        """The sequence that row `idx` belongs to, None for a request without one."""
+        return self.get_request_header(idx, self.header_key_sequence_id)

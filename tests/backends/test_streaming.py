@@ -109,6 +109,19 @@ def test_a_part_that_cannot_be_encoded_is_an_error_of_its_row(load_handler_backe
     assert good == Reply(b"b", TEXT)
 
 
+def test_a_part_with_an_errors_code_is_that_error_of_every_row(load_handler_backend: Load, ask: Ask) -> None:
+    """Instead of the part, as with TorchServe."""
+    clients = Clients(2)
+    ask(
+        load_handler_backend(
+            function("send(['a', 'b'], context.request_ids, 'gone', 404, context)", "return ['', '']")
+        ),
+        clients,
+    )
+    errors = [part for part in clients.parts[0] if isinstance(part, PredictionFailed)]
+    assert [(error.message, error.http_status) for error in errors] == [("gone", 404)] * 2
+
+
 def test_only_the_first_rank_of_a_model_speaks(
     load_handler_backend: Load, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

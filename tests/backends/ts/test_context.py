@@ -1,8 +1,12 @@
 """TorchServe's Context, as handlers use it."""
 
+import copy
+
 import pytest
 
-from ringserve.backends.ts.context import Context, RequestProcessor
+from ringserve.backends.contract import BatchControl
+from ringserve.backends.ts.context import Context, RequestHeaders, RequestProcessor
+from ringserve.backends.ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def test_before_the_first_batch_every_question_has_an_answer(context: Context) -
     """`initialize` may share code with `handle`."""
     assert context.get_request_header(0, "explain") is None
     assert context.get_request_id() is None
-    assert context.get_sequence_id(0) == ""
+    assert context.get_sequence_id(0) is None
     context.set_response_status(404, "gone")
     assert context.get_response_status(0) == (404, "gone")
 
@@ -55,3 +59,31 @@ def test_the_sequence_header_may_be_renamed(monkeypatch: pytest.MonkeyPatch) -> 
     assert context.header_key_sequence_id == "x-seq"
     assert context.get_sequence_id(0) == "s1"
     assert context.header_key_sequence_start == "ts_request_sequence_start"
+
+
+def test_a_copy_goes_on_with_the_batch_it_was_made_of(context: Context) -> None:
+    """As TorchServe's asynchronous handlers make one. Both lead to the same clients."""
+    control = BatchControl()
+    context.metrics = MetricsCacheYamlImpl()
+    context.begin_batch(["a"], [RequestProcessor(RequestHeaders({"x-who": "ann"}))], control)
+    context.set_response_header(0, "k", "v")
+    context.cache = {"state": [1]}  # type: ignore[attr-defined]
+    clone = copy.deepcopy(context)
+    context.begin_batch(["b"], [RequestProcessor({})])
+    context.cache["state"].append(2)  # type: ignore[attr-defined]
+    assert (clone.get_request_id(), clone.get_request_header(0, "X-Who")) == ("a", "ann")
+    assert (clone.get_response_headers(0), clone.cache) == ({"k": "v"}, {"state": [1]})  # type: ignore[attr-defined]
+    assert clone.control is control
+    assert clone.metrics.request_ids == {0: "a"}
+
+
+def test_what_is_put_into_the_response_headers_is_set(context: Context) -> None:
+    context.get_response_headers(0)["x-mine"] = "1"
+    assert context.request_processor[0].get_response_header("x-mine") == "1"
+    assert not context.request_processor[0].untouched
+
+
+def test_to_ask_for_a_header_sets_nothing(context: Context) -> None:
+    assert context.get_response_content_type(0) is None
+    assert context.request_processor[0].get_response_header("x") is None
+    assert context.request_processor[0].untouched
