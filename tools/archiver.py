@@ -1,6 +1,9 @@
 """Writes model archives: what `torch-model-archiver` writes, with the same flags, members and manifest keys.
 
 request ──▶ members: name in the archive -> file on disk ──▶ default, zip-store | tgz | no-archive
+
+Equal files and flags give equal bytes: members are sorted, and have no times, owners or modes of their machine. What differs is
+`createdOn` in the manifest, which is now, or SOURCE_DATE_EPOCH (https://reproducible-builds.org/specs/source-date-epoch/).
 """
 
 import glob
@@ -9,20 +12,22 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from gzip import GzipFile
 from importlib.metadata import version as installed_version
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from ringserve.protocol.errors import InvalidModel
-from ringserve.server.repository.archive_plan import ArchiveLimits, plan
+from ringserve.server.repository.archive_plan import ArchiveLimits, Judge, Listed
 from ringserve.server.repository.manifest import MANIFEST_PATH, RUNTIMES
 
 ARCHIVE_FORMATS = ("default", "tgz", "no-archive", "zip-store")
@@ -32,6 +37,10 @@ assert SUFFIXES.keys() == set(ARCHIVE_FORMATS)
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
 EXCLUDED_FOLDERS = ("__MACOSX", "__pycache__")
+EPOCH = "SOURCE_DATE_EPOCH"
+MEMBER_TIME = (1980, 1, 1, 0, 0, 0)  # of every file: the first that a zip can tell
+MEMBER_TIME_S = 315_532_800
+CHUNK_BYTES = 1 << 20
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
 
@@ -49,6 +58,9 @@ PYTHON_HANDLERS = (
 LSP_HANDLERS = ("BaseHandler", "TorchScriptHandler")
 
 log = logging.getLogger(__name__)
+
+# Told how many bytes there are to pack, it gives what to call with each number of them that is done.
+Progress = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 
 class ArchiveError(Exception):
@@ -73,32 +85,51 @@ class ArchiveRequest:
     force: bool = False
 
 
-def write_archive(request: ArchiveRequest, created_at: datetime | None = None) -> Path:
+def write_archive(
+    request: ArchiveRequest, created_at: datetime | None = None, progress: Progress | None = None
+) -> Path:
     """Write the archive and return its path. It appears whole under its name, or not at all.
 
-    `created_at` is the time the manifest tells, now by default. Raises `ArchiveError`.
+    `created_at` is the time the manifest tells: by default SOURCE_DATE_EPOCH where the environment has it, else now. Raises
+    `ArchiveError`.
     """
     _check(request)
-    created_at = created_at or datetime.now()
-    members = _members(request)
-    manifest = _manifest_json(request, created_at)
+    members = members_of(request)
+    manifest = json.dumps(manifest_of(request, created_at or _creation_time()), indent=2).encode()
     target = request.export_path / f"{request.model_name}{SUFFIXES[request.archive_format]}"
     try:
         _check_target(request, target)
-        if request.archive_format == "no-archive":
-            _write_folder(target, members, manifest)
-        elif request.archive_format == "tgz":
-            _write_tgz(target, request.model_name, members, manifest, created_at)
-        else:
-            _write_zip(target, ZIP_METHODS[request.archive_format], members, manifest, created_at)
+        total_bytes = sum(source.stat().st_size for source in members.values())
+        with progress(total_bytes) if progress is not None else nullcontext(_unheard) as advance:
+            if request.archive_format == "no-archive":
+                _write_folder(target, members, manifest, advance)
+            elif request.archive_format == "tgz":
+                _write_tgz(target, request.model_name, members, manifest, advance)
+            else:
+                _write_zip(target, ZIP_METHODS[request.archive_format], members, manifest, advance)
     except OSError as error:
         raise ArchiveError(f"{target} cannot be written: {error}") from error
     return target
 
 
+def _unheard(_bytes: int) -> None:
+    pass
+
+
+def _creation_time() -> datetime:
+    """Raises `ArchiveError`."""
+    said = os.environ.get(EPOCH)
+    if not said:
+        return datetime.now()
+    try:
+        return datetime.fromtimestamp(int(said), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ArchiveError(f"{EPOCH}: expected seconds since 1970, got {said!r}") from None
+
+
 def _check(request: ArchiveRequest) -> None:
     if not MODEL_NAME.fullmatch(request.model_name):
-        hint = f"The allowed regular expression for a model name is: ^{MODEL_NAME.pattern}$"
+        hint = f"The allowed regular expression filter for model name is: ^{MODEL_NAME.pattern}$"
         raise ArchiveError(f"Model name {request.model_name!r} contains special characters.\n{hint}")
     if not request.version:
         raise ArchiveError("Model version is not defined.")
@@ -126,8 +157,8 @@ def _check_target(request: ArchiveRequest, target: Path) -> None:
         raise ArchiveError(f"{target} already exists and is a folder that holds no model; it will not be overwritten.")
 
 
-def _members(request: ArchiveRequest) -> dict[str, Path]:
-    """Every file to pack, by its name in the archive."""
+def members_of(request: ArchiveRequest) -> dict[str, Path]:
+    """Every file to pack, by its name in the archive. Raises `ArchiveError`."""
     members: dict[str, Path] = {}
     for flag, source in (
         ("--model-file", request.model_file),
@@ -193,7 +224,8 @@ def _folder_files(folder: Path, prefix: PurePosixPath, parents: frozenset[Path])
             raise ArchiveError(f"{entry} is neither a file nor a folder.")
 
 
-def _manifest_json(request: ArchiveRequest, created_at: datetime) -> bytes:
+def manifest_of(request: ArchiveRequest, created_at: datetime) -> dict[str, Any]:
+    """What MAR-INF/MANIFEST.json says."""
     model = {
         "modelName": request.model_name,
         "serializedFile": request.serialized_file,
@@ -203,7 +235,7 @@ def _manifest_json(request: ArchiveRequest, created_at: datetime) -> bytes:
         "requirementsFile": request.requirements_file,
         "configFile": request.config_file,
     }
-    manifest = {
+    return {
         "createdOn": created_at.strftime("%d/%m/%Y %H:%M:%S"),
         "runtime": request.runtime,
         "model": {
@@ -211,7 +243,6 @@ def _manifest_json(request: ArchiveRequest, created_at: datetime) -> bytes:
         },
         "archiverVersion": installed_version("ringserve"),
     }
-    return json.dumps(manifest, indent=2).encode()
 
 
 @contextmanager
@@ -228,50 +259,89 @@ def _staged_file(target: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
-def _write_zip(target: Path, method: int, members: Mapping[str, Path], manifest: bytes, created_at: datetime) -> None:
+def _copy(source: Path, output: IO[bytes], bytes_expected: int, advance: Callable[[int], object]) -> None:
+    """Raises `OSError`, also for a file that is changed while it is packed."""
+    copied_bytes = 0
+    with source.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            copied_bytes += len(chunk)
+            output.write(chunk)
+            advance(len(chunk))
+    if copied_bytes != bytes_expected:
+        raise OSError(f"{source} changed from {bytes_expected} to {copied_bytes} bytes while it was packed")
+
+
+def _write_zip(
+    target: Path, method: int, members: Mapping[str, Path], manifest: bytes, advance: Callable[[int], object]
+) -> None:
     with _staged_file(target) as staged:
-        # Files older than the zip format's first year, 1980, are dated to it instead of refused.
-        with ZipFile(staged, "w", method, strict_timestamps=False) as bundle:
-            head = ZipInfo(str(MANIFEST_PATH), created_at.timetuple()[:6])
-            head.external_attr = FILE_MODE << 16
-            bundle.writestr(head, manifest, method)
+        with ZipFile(staged, "w", method) as bundle:
+            bundle.writestr(_zip_entry(str(MANIFEST_PATH), method, len(manifest)), manifest)
             for name, source in sorted(members.items()):
-                bundle.write(source, name)
-        _check_servable(target.name, staged)
+                entry = _zip_entry(name, method, source.stat().st_size)
+                with bundle.open(entry, "w") as output:
+                    _copy(source, output, entry.file_size, advance)
+        _check_servable(target.name, staged, members)
 
 
-def _check_servable(archive_name: str, staged: Path) -> None:
-    """Say now what the server would say at registration: names that collide, or more than it unpacks."""
-    with ZipFile(staged) as bundle:
-        try:
-            plan(archive_name, staged.stat().st_size, bundle.infolist(), ArchiveLimits())
-        except InvalidModel as error:
-            raise ArchiveError(f"No server would unpack this archive. {error}") from error
-
-
-def _write_tgz(target: Path, root: str, members: Mapping[str, Path], manifest: bytes, created_at: datetime) -> None:
-    written_s = int(created_at.timestamp())
-    with (
-        _staged_file(target) as staged,
-        staged.open("wb") as file,
-        GzipFile("", "wb", fileobj=file, mtime=written_s) as stream,  # without a name: the staged file's is random
-        tarfile.open(fileobj=stream, mode="w", dereference=True) as bundle,
-    ):
-        head = tarfile.TarInfo(f"{root}/{MANIFEST_PATH}")
-        head.size, head.mode, head.mtime = len(manifest), FILE_MODE, written_s
-        bundle.addfile(head, BytesIO(manifest))
-        for name, source in sorted(members.items()):
-            bundle.add(source, f"{root}/{name}", recursive=False, filter=_without_owner)
-
-
-def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Who packed a model is nobody's business, and would make equal archives differ."""
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = ""
+def _zip_entry(name: str, method: int, size_bytes: int) -> ZipInfo:
+    entry = ZipInfo(name, MEMBER_TIME)
+    entry.compress_type = method
+    entry.external_attr = (stat.S_IFREG | FILE_MODE) << 16
+    entry.create_system = 3  # Unix, wherever this runs
+    entry.file_size = size_bytes  # whether 32 bits are enough is decided before it is written
     return entry
 
 
-def _write_folder(target: Path, members: Mapping[str, Path], manifest: bytes) -> None:
+def _check_servable(archive_name: str, staged: Path, members: Mapping[str, Path]) -> None:
+    """Say now what the server would say at registration: names that collide, or more than it unpacks."""
+    judge = Judge(archive_name, staged.stat().st_size, ArchiveLimits())
+    try:
+        for name, source in {str(MANIFEST_PATH): None, **members}.items():
+            judge.admit(Listed(name, stat.S_IFREG, source.stat().st_size if source is not None else 0, name))
+        judge.check_sizes()
+    except InvalidModel as error:
+        raise ArchiveError(f"No server would unpack this archive. {error}") from error
+
+
+def _write_tgz(
+    target: Path, root: str, members: Mapping[str, Path], manifest: bytes, advance: Callable[[int], object]
+) -> None:
+    with _staged_file(target) as staged:
+        with (
+            staged.open("wb") as file,
+            GzipFile("", "wb", fileobj=file, mtime=0) as stream,  # without a name: the staged file's is random
+            tarfile.open(fileobj=stream, mode="w") as bundle,
+        ):
+            bundle.addfile(_tar_entry(f"{root}/{MANIFEST_PATH}", len(manifest)), BytesIO(manifest))
+            for name, source in sorted(members.items()):
+                with source.open("rb") as file_in:
+                    entry = _tar_entry(f"{root}/{name}", os.fstat(file_in.fileno()).st_size)
+                    bundle.addfile(entry, cast(IO[bytes], _Counted(file_in, advance)))
+        _check_servable(target.name, staged, members)
+
+
+class _Counted:
+    """A file whose reader somebody watches."""
+
+    def __init__(self, file: IO[bytes], advance: Callable[[int], object]) -> None:
+        self._file = file
+        self._advance = advance
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._advance(len(data))
+        return data
+
+
+def _tar_entry(name: str, size_bytes: int) -> tarfile.TarInfo:
+    """Without an owner: who packed a model is nobody's business, and would make equal archives differ."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size_bytes, FILE_MODE, MEMBER_TIME_S
+    return entry
+
+
+def _write_folder(target: Path, members: Mapping[str, Path], manifest: bytes, advance: Callable[[int], object]) -> None:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         model = staging / "new"
@@ -280,9 +350,15 @@ def _write_folder(target: Path, members: Mapping[str, Path], manifest: bytes) ->
         (model / MANIFEST_PATH).write_bytes(manifest)
         for name, source in sorted(members.items()):
             (model / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, model / name)
-        if target.exists():
-            target.rename(staging / "old")
-        model.rename(target)
+            with (model / name).open("wb") as output:
+                _copy(source, output, source.stat().st_size, advance)
+            (model / name).chmod(FILE_MODE)
+        old = target.rename(staging / "old") if target.exists() else None
+        try:
+            model.rename(target)
+        except OSError:
+            if old is not None:
+                old.rename(target)
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)

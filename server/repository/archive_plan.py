@@ -1,7 +1,8 @@
-"""What may be unpacked from an archive, decided from its directory alone: pure, nothing is read or written here.
+"""What may be unpacked from an archive, decided from what it lists alone: pure, nothing is read or written here.
 
 An archive comes from anyone who may register a model, so every member is taken as hostile: its name may point outside
-the folder, its kind may be a link or a device, its sizes may lie. The limits are ours; the zip format has none.
+the folder, its kind may be a link or a device, its sizes may lie. The limits are ours; the formats have none. A zip lists its
+members in one place, a tar one by one as it is read: the same `Judge` looks at both.
 """
 
 import re
@@ -19,6 +20,7 @@ ENCRYPTION_FLAGS = 0x0001 | 0x0040 | 0x2000
 SHOWN_NAME_CHARS_MAX = 120
 DRIVE = re.compile(r"[A-Za-z]:")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,24 @@ class ArchiveLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """One member as its archive lists it. A folder's name ends in "/". `kind` is the file type of a Unix mode, 0 where the archive
+    says none; `stored_name` is what refusals show."""
+
+    name: str
+    kind: int
+    size_bytes: int
+    stored_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """One file or folder that may be written. `parts` are the names from the archive's root down."""
 
-    info: ZipInfo
     parts: tuple[str, ...]
     is_folder: bool
+    size_bytes: int
+    stored_name: str
 
 
 def refusal(archive: str, member: str, expected: str, got: str) -> InvalidModel:
@@ -55,18 +69,25 @@ def refusal(archive: str, member: str, expected: str, got: str) -> InvalidModel:
 
 
 def plan(archive: str, archive_bytes: int, infos: Sequence[ZipInfo], limits: ArchiveLimits) -> list[Member]:
-    """The members to write, in the archive's order. Raises `InvalidModel` for the first one that may not be written."""
+    """The members of a zip, in its order. Raises `InvalidModel` for the first one that may not be written."""
     if len(infos) > limits.members_max:
         raise refusal(archive, "", f"at most {limits.members_max} members", f"{len(infos)}")
-    inspector = _Inspector(archive, limits)
-    members = [inspector.inspect(info) for info in infos]
-    _check_sizes(archive, archive_bytes, infos, limits)
+    judge = Judge(archive, archive_bytes, limits)
+    members = []
+    for info in infos:
+        # `orig_filename` is the name as stored; `filename` is cut at a NUL, so the two can disagree about what is meant.
+        if CONTROL.search(info.orig_filename):
+            raise refusal(archive, info.orig_filename, "a printable name", "a control character")
+        kind = stat.S_IFMT(info.external_attr >> 16)  # the upper half is a Unix mode, or zero
+        members.append(judge.admit(Listed(info.filename, kind, info.file_size, info.orig_filename)))
+        _check_readable(archive, info)
+    judge.check_sizes()
     _check_overlap(archive, archive_bytes, infos)
     return members
 
 
 @dataclass(slots=True)
-class _Inspector:
+class Judge:
     """Looks at members one by one and remembers every path, to see when two of them meet.
 
     `seen` maps a path as a case-blind, normalising file system compares it to its spelling and whether it is a folder:
@@ -74,75 +95,108 @@ class _Inspector:
     """
 
     archive: str
+    archive_bytes: int
     limits: ArchiveLimits
+    unpacked_bytes: int = 0
     seen: dict[tuple[str, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
     listed: set[tuple[str, ...]] = field(default_factory=set)
 
-    def inspect(self, info: ZipInfo) -> Member:
-        parts = self._checked_parts(info)
-        is_folder = self._checked_kind(info)
-        self._check_readable(info)
-        self._claim(info, parts, is_folder)
-        return Member(info, parts, is_folder)
+    def admit(self, listed: Listed) -> Member:
+        """The member to write. Raises `InvalidModel`; sizes are judged by `check_sizes`, for one or for all."""
+        if len(self.listed) >= self.limits.members_max:
+            raise refusal(self.archive, "", f"at most {self.limits.members_max} members", "more")
+        parts = self._checked_parts(listed)
+        is_folder = self._checked_kind(listed)
+        self._claim(listed, parts, is_folder)
+        self.unpacked_bytes += listed.size_bytes
+        return Member(parts, is_folder, listed.size_bytes, listed.stored_name)
 
-    def _refusal(self, info: ZipInfo, expected: str, got: str) -> InvalidModel:
-        return refusal(self.archive, info.orig_filename, expected, got)
+    def check_sizes(self) -> None:
+        """The declared sizes so far; the writer holds every member to its declared size, so the sum holds for the real bytes."""
+        check_sizes(self.archive, self.archive_bytes, self.unpacked_bytes, self.limits)
 
-    def _checked_parts(self, info: ZipInfo) -> tuple[str, ...]:
-        # `orig_filename` is the name as stored; `filename` is cut at a NUL, so the two can disagree about what is meant.
-        if CONTROL.search(info.orig_filename) or CONTROL.search(info.filename):
-            raise self._refusal(info, "a printable name", "a control character")
-        name = info.filename
-        if len(name.encode("utf-8", "surrogatepass")) > self.limits.name_bytes_max:
+    def _refusal(self, listed: Listed, expected: str, got: str) -> InvalidModel:
+        return refusal(self.archive, listed.stored_name, expected, got)
+
+    def _checked_parts(self, listed: Listed) -> tuple[str, ...]:
+        name = listed.name
+        if CONTROL.search(name):
+            raise self._refusal(listed, "a printable name", "a control character")
+        if SURROGATE.search(name):
+            raise refusal(self.archive, ascii(listed.stored_name), "a name in UTF-8", "other bytes")
+        if len(name.encode()) > self.limits.name_bytes_max:
             raise self._refusal(
-                info, f"a name of at most {self.limits.name_bytes_max} bytes", f"{len(name)} characters"
+                listed, f"a name of at most {self.limits.name_bytes_max} bytes", f"{len(name)} characters"
             )
         if "\\" in name:
-            raise self._refusal(info, "'/' between folders", "a backslash")
+            raise self._refusal(listed, "'/' between folders", "a backslash")
         if name.startswith("/") or DRIVE.match(name):
-            raise self._refusal(info, "a path relative to the model's folder", "an absolute path")
+            raise self._refusal(listed, "a path relative to the model's folder", "an absolute path")
         parts = tuple(name.removesuffix("/").split("/"))
         if len(parts) > self.limits.depth_max:
-            raise self._refusal(info, f"at most {self.limits.depth_max} nested names", f"{len(parts)}")
+            raise self._refusal(listed, f"at most {self.limits.depth_max} nested names", f"{len(parts)}")
         for part in parts:
             if part in ("", ".", ".."):
-                raise self._refusal(info, "a plain path inside the model's folder", f"a {part!r} component")
-            if len(part.encode("utf-8", "surrogatepass")) > self.limits.component_bytes_max:
+                raise self._refusal(listed, "a plain path inside the model's folder", f"a {part!r} component")
+            if len(part.encode()) > self.limits.component_bytes_max:
                 raise self._refusal(
-                    info, f"components of at most {self.limits.component_bytes_max} bytes", "a longer one"
+                    listed, f"components of at most {self.limits.component_bytes_max} bytes", "a longer one"
                 )
         return parts
 
-    def _checked_kind(self, info: ZipInfo) -> bool:
-        """Whether the member is a folder; the upper half of `external_attr` is a Unix mode, or zero."""
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        is_folder = info.filename.endswith("/")
+    def _checked_kind(self, listed: Listed) -> bool:
+        """Whether the member is a folder."""
+        kind = listed.kind
+        is_folder = listed.name.endswith("/")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise self._refusal(info, "a regular file or a folder", KIND_NAMES.get(kind, f"file type {kind:#o}"))
+            raise self._refusal(listed, "a regular file or a folder", KIND_NAMES.get(kind, f"file type {kind:#o}"))
         if kind and (kind == stat.S_IFDIR) != is_folder:
-            raise self._refusal(info, "a folder's name, and only that, to end in '/'", KIND_NAMES[kind])
-        if is_folder and info.file_size:
-            raise self._refusal(info, "a folder without data", f"{info.file_size} bytes")
+            raise self._refusal(listed, "a folder's name, and only that, to end in '/'", KIND_NAMES[kind])
+        if is_folder and listed.size_bytes:
+            raise self._refusal(listed, "a folder without data", f"{listed.size_bytes} bytes")
+        if listed.size_bytes < 0:
+            raise self._refusal(listed, "a size of 0 bytes or more", f"{listed.size_bytes}")
         return is_folder
 
-    def _check_readable(self, info: ZipInfo) -> None:
-        if info.flag_bits & ENCRYPTION_FLAGS:
-            raise self._refusal(info, "readable data", "an encrypted member")
-        if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-            raise self._refusal(info, "data stored or deflated", f"compression method {info.compress_type}")
-
-    def _claim(self, info: ZipInfo, parts: tuple[str, ...], is_folder: bool) -> None:
+    def _claim(self, listed: Listed, parts: tuple[str, ...], is_folder: bool) -> None:
         key = tuple(_collation(part) for part in parts)
         if key in self.listed:
-            raise self._refusal(info, "every name once", "a second member of the same name")
+            raise self._refusal(listed, "every name once", "a second member of the same name")
         self.listed.add(key)
         for depth in range(1, len(parts) + 1):
             claim = (parts[:depth], is_folder or depth < len(parts))
             spelling, folder = self.seen.setdefault(key[:depth], claim)
             if spelling != claim[0]:
-                raise self._refusal(info, f"one spelling of {'/'.join(spelling)!r}", f"{'/'.join(claim[0])!r} as well")
+                raise self._refusal(
+                    listed, f"one spelling of {'/'.join(spelling)!r}", f"{'/'.join(claim[0])!r} as well"
+                )
             if folder != claim[1]:
-                raise self._refusal(info, "a name to be a file or a folder", f"{'/'.join(spelling)!r} as both")
+                raise self._refusal(listed, "a name to be a file or a folder", f"{'/'.join(spelling)!r} as both")
+
+
+def top_folder(archive: str, members: Sequence[Member], never: str) -> str | None:
+    """The folder that everything in a tar lies under, which is not part of the model; None where there is none. A folder called
+    `never` at the root shows that the model itself is the root. Raises `InvalidModel` for several folders, and where what lies in
+    the one would meet what lies beside it."""
+    folders = {member.parts[0]: member for member in members if member.is_folder or len(member.parts) > 1}
+    if never in folders or not folders:
+        return None
+    top, *more = folders
+    if more:
+        expected = f"everything under one folder, or {never} at the root"
+        raise refusal(archive, "", expected, f"the folders {top!r} and {more[0]!r}")
+    judge = Judge(archive, 0, ArchiveLimits(members_max=len(members)))
+    for member in members:
+        parts = lifted(member, top)
+        if parts:
+            judge.admit(Listed("/".join(parts) + "/" * member.is_folder, 0, member.size_bytes, member.stored_name))
+    return top
+
+
+def lifted(member: Member, top: str | None) -> tuple[str, ...]:
+    """The path without the folder that everything lies under: () for that folder itself."""
+    inside = top is not None and member.parts[0] == top and (member.is_folder or len(member.parts) > 1)
+    return member.parts[1:] if inside else member.parts
 
 
 KIND_NAMES = {
@@ -160,9 +214,8 @@ def _collation(part: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", part).casefold())
 
 
-def _check_sizes(archive: str, archive_bytes: int, infos: Iterable[ZipInfo], limits: ArchiveLimits) -> None:
-    """The declared sizes; the writer holds every member to its declared size, so the sum holds for the real bytes."""
-    unpacked_bytes = sum(info.file_size for info in infos)
+def check_sizes(archive: str, archive_bytes: int, unpacked_bytes: int, limits: ArchiveLimits) -> None:
+    """Raises `InvalidModel` for more than the disk is to hold, or a machine to be kept busy with."""
     if unpacked_bytes > limits.unpacked_bytes_max:
         expected = f"at most {limits.unpacked_bytes_max} bytes unpacked"
         raise refusal(archive, "", expected, f"{unpacked_bytes}")
@@ -171,6 +224,15 @@ def _check_sizes(archive: str, archive_bytes: int, infos: Iterable[ZipInfo], lim
             f"at most {limits.ratio_max} times its {archive_bytes} bytes unpacked (the zip-store format has ratio 1)"
         )
         raise refusal(archive, "", expected, f"{unpacked_bytes} bytes")
+
+
+def _check_readable(archive: str, info: ZipInfo) -> None:
+    if info.flag_bits & ENCRYPTION_FLAGS:
+        raise refusal(archive, info.orig_filename, "readable data", "an encrypted member")
+    if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise refusal(
+            archive, info.orig_filename, "data stored or deflated", f"compression method {info.compress_type}"
+        )
 
 
 def _check_overlap(archive: str, archive_bytes: int, infos: Iterable[ZipInfo]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from ringserve.protocol.errors import InvalidModel
-from ringserve.server.repository.files import check_carried, open_regular
+from ringserve.server.repository.contents import Contents, FolderContents
+from ringserve.server.repository.files import check_carried
 
 MANIFEST_PATH = PurePosixPath("MAR-INF/MANIFEST.json")
 MANIFEST_BYTES_MAX = 1 << 20
@@ -20,6 +21,7 @@ DEFAULT_RUNTIME = "python"
 DEFAULT_VERSION = "1.0"
 DEFAULT_HANDLER = "default_service_handler"
 NAME_CHARS_MAX = 256
+_EXPECTED_INSTEAD = "expected it in the archive or folder, or a registration that says model_name and handler (default_service_handler is for all)"
 # Names and versions become path segments of the API, labels of metrics and words of log lines.
 UNUSABLE_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]")
 
@@ -28,7 +30,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """The parsed manifest. File names are relative to the model's folder and exist there; absent ones are None.
 
     `handler` is `file.py`, `module` or the name of a default handler, each with an optional `:function`. `raw` is the
-    whole JSON object as handlers see it.
+    whole JSON object as handlers see it. `missing`: there is none, and everything has its default.
     """
 
     model_name: str
@@ -40,14 +42,31 @@ class Manifest(msgspec.Struct, frozen=True):
     config_file: str | None = None
     runtime: str = DEFAULT_RUNTIME
     raw: dict[str, Any] = {}
+    missing: bool = False
 
 
-def read_manifest(model_dir: Path, name_if_absent: str | None = None) -> Manifest:
-    """The manifest of an unpacked model.
+def read_manifest(model: Path | Contents, name_if_absent: str | None = None) -> Manifest:
+    """The manifest of a model, given its folder or what is in its archive.
 
-    `name_if_absent` stands in for a manifest that names no model. Raises `InvalidModel` with the first thing wrong.
+    `name_if_absent` stands in for a manifest that names no model, and for one that is missing: then somebody else has to say what
+    the handler is (`check_handled`). Raises `InvalidModel` with the first thing wrong.
     """
-    raw = _read_json(model_dir)
+    contents = FolderContents(model) if isinstance(model, Path) else model
+    raw = _read_json(contents)
+    if raw is None:
+        if not name_if_absent:
+            raise InvalidModel(f"Model name is not defined. {MANIFEST_PATH} is missing: {_EXPECTED_INSTEAD}")
+        return Manifest(model_name=_name({}, name_if_absent), missing=True)
+    return _parse(raw, contents, name_if_absent)
+
+
+def check_handled(manifest: Manifest, handler_given: str | None) -> None:
+    """Raises `InvalidModel` where neither a manifest nor anybody else says what runs the model."""
+    if manifest.missing and not handler_given:
+        raise InvalidModel(f"{MANIFEST_PATH} is missing, and nothing else names a handler: {_EXPECTED_INSTEAD}")
+
+
+def _parse(raw: dict[str, Any], contents: Contents, name_if_absent: str | None) -> Manifest:
     runtime = raw.get("runtime")
     if runtime is None:
         runtime = DEFAULT_RUNTIME
@@ -62,23 +81,21 @@ def read_manifest(model_dir: Path, name_if_absent: str | None = None) -> Manifes
     return Manifest(
         model_name=_name(model, name_if_absent),
         model_version=_version(model),
-        handler=_handler(model_dir, model),
-        serialized_file=_file(model_dir, model, "serializedFile"),
-        model_file=_file(model_dir, model, "modelFile"),
-        requirements_file=_file(model_dir, model, "requirementsFile"),
-        config_file=_file(model_dir, model, "configFile"),
+        handler=_handler(contents, model),
+        serialized_file=_file(contents, model, "serializedFile"),
+        model_file=_file(contents, model, "modelFile"),
+        requirements_file=_file(contents, model, "requirementsFile"),
+        config_file=_file(contents, model, "configFile"),
         runtime=runtime,
         raw=raw,
     )
 
 
-def _read_json(model_dir: Path) -> dict[str, Any]:
-    path = model_dir / MANIFEST_PATH
+def _read_json(contents: Contents) -> dict[str, Any] | None:
     try:
-        with open_regular(path) as file:
-            text = file.read(MANIFEST_BYTES_MAX + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InvalidModel(f"{MANIFEST_PATH} is missing: a model archive or folder must hold one") from error
+        text = contents.read(str(MANIFEST_PATH), MANIFEST_BYTES_MAX + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise InvalidModel(f"{MANIFEST_PATH} cannot be read: {error.strerror}") from error
     if len(text) > MANIFEST_BYTES_MAX:
@@ -128,17 +145,17 @@ def usable_name(where: str, value: str) -> str:
     return value
 
 
-def _file(model_dir: Path, model: Mapping[str, Any], key: str) -> str | None:
+def _file(contents: Contents, model: Mapping[str, Any], key: str) -> str | None:
     name = _text(model, key)
     if not name:
         return None
     check_inside(f"{MANIFEST_PATH}: model.{key}", name)
-    if not (model_dir / name).exists():
+    if not contents.has(name):
         raise InvalidModel(f"{MANIFEST_PATH} names {key} {name!r}, but the archive holds no such file")
     return name
 
 
-def _handler(model_dir: Path, model: Mapping[str, Any]) -> str:
+def _handler(contents: Contents, model: Mapping[str, Any]) -> str:
     """A handler named without `.py` may be one of the default handlers, so only a named file must be there."""
     handler = _text(model, "handler")
     if not handler:
@@ -146,8 +163,8 @@ def _handler(model_dir: Path, model: Mapping[str, Any]) -> str:
     path = handler.partition(":")[0]
     check_inside(f"{MANIFEST_PATH}: model.handler", path)
     # Workers import the last component of the path from the model's folder, as archives made from `src/handler.py` need.
-    candidates = (model_dir / path, model_dir / PurePosixPath(path).name)
-    if path.endswith(".py") and not any(candidate.is_file() for candidate in candidates):
+    candidates = (path, PurePosixPath(path).name)
+    if path.endswith(".py") and not any(contents.has_file(candidate) for candidate in candidates):
         raise InvalidModel(f"{MANIFEST_PATH} names handler {handler!r}, but the archive holds no file {path!r}")
     return handler
 

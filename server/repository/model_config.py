@@ -15,24 +15,16 @@ from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature
 from ringserve.server.repository.config_yaml import read_mapping
 from ringserve.server.repository.files import check_carried
-from ringserve.server.repository.sections import Sections, parse_sections
+from ringserve.server.repository.modes import SequenceBatching
+from ringserve.server.repository.sections import Sections, parse_envelope, parse_sections
 from ringserve.server.repository.signature import parse_signature
 
-BACKENDS = ("handler", "torchscript", "python")
+HANDLER = "handler"
+BACKENDS = (HANDLER, "torchscript", "python")
 BATCHINGS = ("adaptive", "fill")
 DEVICE_TYPES = ("cpu", "gpu")
 DEFAULT_RETRY_TIMEOUT_S = 300
 INT_MAX = 2**31 - 1  # TorchServe reads these keys into Java ints
-# TorchServe's keys for what this version does not do.
-_UNSUPPORTED = (
-    "asyncCommunication",
-    "continuousBatching",
-    "parallelLevel",
-    "parallelType",
-    "sequenceBatching",
-    "torchrun",
-    "useJobTicket",
-)
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +48,12 @@ class ModelConfig(msgspec.Struct, frozen=True):
     job_queue_size: int | None = None
     max_retry_timeout_s: int = DEFAULT_RETRY_TIMEOUT_S
     client_timeout_ms: int = 0
-    backend: str = "handler"
+    backend: str = HANDLER
+    envelope: str | None = None
     batching: str = "adaptive"
     use_venv: bool = False
+    use_job_ticket: bool = False
+    sequences: SequenceBatching | None = None
     signature: Signature = Signature()
     sections: Sections = Sections()
     raw: dict[str, Any] = {}
@@ -69,11 +64,6 @@ class ModelConfig(msgspec.Struct, frozen=True):
         if self.min_workers is None or self.max_workers is None:
             return None
         return (self.min_workers, self.max_workers) if self.max_workers >= self.min_workers > 0 else None
-
-
-def unsupported_keys(config: ModelConfig) -> list[str]:
-    """The keys of the file that ask for something and are not honoured."""
-    return [key for key in _UNSUPPORTED if config.raw.get(key)]
 
 
 def read_model_config(path: Path | None) -> ModelConfig:
@@ -99,8 +89,11 @@ def parse_model_config(raw: dict[str, Any], file_name: str = "model-config.yaml"
         max_retry_timeout_s=keys.from_zero("maxRetryTimeoutInSec", DEFAULT_RETRY_TIMEOUT_S),
         client_timeout_ms=keys.from_zero("clientTimeoutInMills", 0),
         backend=_choice(raw, "backend", BACKENDS, file_name),
+        envelope=parse_envelope(raw, file_name),
         batching=_choice(raw, "batching", BATCHINGS, file_name),
         use_venv=keys.flag("useVenv"),
+        use_job_ticket=keys.flag("useJobTicket"),
+        sequences=keys.sequences(),
         signature=parse_signature(raw, file_name),
         sections=parse_sections(raw, file_name),
         raw=raw,
@@ -161,6 +154,16 @@ class _LenientKeys:
         if value is not None and not isinstance(value, bool):
             self._warn(key, "true or false", value)
         return value is True
+
+    def sequences(self) -> SequenceBatching | None:
+        """None where requests do not belong together. What its keys must be together is for modes.py to check."""
+        found = SequenceBatching(
+            idle_ms_max=self.from_zero("sequenceMaxIdleMSec", 0),
+            life_ms_max=self.from_zero("sequenceTimeoutMSec", 0),
+            waiting_max=self.at_least("maxSequenceJobQueueSize", 1) or 1,
+            sequences_max=self.at_least("maxNumSequence", 1) or 1,
+        )
+        return found if self.flag("sequenceBatching") else None
 
     def _integer(self, key: str) -> int | None:
         value = self._raw.get(key)

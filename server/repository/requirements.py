@@ -1,6 +1,7 @@
 """What a model requires, as one digest: two models with the same digest can share what was installed for one of them."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def digest(model_dir: Path, requirements_file: str, identity: str) -> str:
     matters. Raises `InvalidModel` when the file cannot be read."""
     found = hashlib.sha256(identity.encode("utf-8", "surrogateescape"))
     left = [model_dir / requirements_file]
-    seen = {left[0].resolve()}  # a file may name the same folder a thousand times
+    seen = {_plain(left[0])}  # a file may name the same folder a thousand times
     while left:
         path = left.pop()
         lines = normalised(_read(path))
@@ -53,6 +54,11 @@ def digest(model_dir: Path, requirements_file: str, identity: str) -> str:
                     for name, content in _contents(local):
                         found.update(f"\0{name}\0{content}".encode("utf-8", "surrogateescape"))
     return found.hexdigest()[:32]
+
+
+def _plain(path: Path) -> Path:
+    """Without its `..`. Links are not followed: a model may be served from a folder of them."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _read(path: Path) -> str:
@@ -72,12 +78,12 @@ def _read(path: Path) -> str:
 
 def _local(line: str, beside: Path, model_dir: Path) -> Iterator[Path]:
     """The files and folders of the model that a line names. One elsewhere is known by its name alone, like an index."""
-    inside = model_dir.resolve()
+    inside = _plain(model_dir)
     for word in _WORDS.split(_SHORT_OPTION.sub("", line, count=1)):
         name = _EXTRAS.sub("", word.strip("\"'").removeprefix("file:"))
         for folder in dict.fromkeys((beside, model_dir)) if name else ():
             try:
-                path = (folder / name).resolve()
+                path = _plain(folder / name)
                 if path.exists() and path.is_relative_to(inside):
                     yield path
             except (OSError, ValueError, RuntimeError):

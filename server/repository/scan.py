@@ -1,6 +1,6 @@
 """What lies in the model repository at one moment. Looks only: nothing is unpacked, nothing is decided, nothing raised.
 
-    name.mar                           an archive
+    name.mar, name.tar.gz, name.tgz    an archive
     name/MAR-INF/MANIFEST.json         an unpacked model
     name/<version>/any.mar             an archive of one version of a model
     name/<version>/MAR-INF/...         an unpacked one
@@ -35,7 +35,7 @@ CONFIG_FILE = "config.yaml"
 ENTRIES_MAX = 10_000  # names in one folder
 FILES_MAX = 20_000  # files of one unpacked model
 DEPTH_MAX = 64
-ARCHIVE_LIKE = (*ACCEPTED_SUFFIXES, ".model", ".tar.gz", ".tgz", ".zip")
+ARCHIVE_LIKE = (*ACCEPTED_SUFFIXES, ".model", ".tar", ".zip")
 _IGNORED = re.compile(
     r"\..*|.*\.(?:part|partial|tmp|crdownload|filepart)|.*~|readme(?:\..*)?|lost\+found|__pycache__",
     re.IGNORECASE | re.DOTALL,

@@ -27,6 +27,7 @@ DEVICE = re.compile(r"cpu|cuda:[0-9]{1,4}|(?:GPU|MIG)-[0-9A-Za-z/-]{1,100}")
 DEVICES_MAX = 256
 SAMPLES_MAX = 64
 REPEAT_MAX = 1000
+NO_ENVELOPE = "none"
 _SIZE = re.compile(r"([0-9]{1,15})\s*([KMGT]i?)?B?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*(s|m|h|d)?")
@@ -92,6 +93,21 @@ def parse_sections(raw: Mapping[str, Any], file_name: str) -> Sections:
         ),
         _samples(raw, file_name),
     )
+
+
+def parse_envelope(raw: Mapping[str, Any], file_name: str) -> str | None:
+    """`envelope`: what the model's handler is wrapped in, "none" for nothing; None where the server decides. Raises `InvalidModel`."""
+    name = raw.get("envelope")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise InvalidModel(
+            f"{file_name}: envelope: expected the name of an envelope or {NO_ENVELOPE}, got {name!r:.100}"
+        )
+    backend = raw.get("backend", "handler")
+    if backend != "handler" and name != NO_ENVELOPE:
+        raise InvalidModel(f"{file_name}: envelope: only handlers have one, got {name!r} for the backend {backend!r}")
+    return name
 
 
 def _devices(raw: Mapping[str, Any], file_name: str) -> tuple[str, ...]:

@@ -10,8 +10,11 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
+from ringserve.server.repository.archive import LIMITS, ZIP_SUFFIX
+from ringserve.server.repository.archive_tar import GZIP_MAGIC, why_gzip_is_cut
 from ringserve.server.repository.files import open_regular
 from ringserve.server.repository.scan import Entry, Snapshot
 
@@ -65,14 +68,25 @@ def why_not_whole(path: Path) -> str | None:
     try:
         with open_regular(path) as file:
             start = file.read(len(_MEMBER))
-            size = os.fstat(file.fileno()).st_size
-            if size and not _MEMBER.startswith(start):
-                return None
-            if zipfile.is_zipfile(file):
-                return None
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            if start.startswith(GZIP_MAGIC) and not path.name.lower().endswith(ZIP_SUFFIX):
+                lacking = _lacking(path, (size, status.st_mtime_ns, status.st_ctime_ns))
+            elif (size and not _MEMBER.startswith(start)) or zipfile.is_zipfile(file):
+                lacking = None
+            else:
+                lacking = "without the end of one"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return f"expected a whole archive, got {size} bytes without the end of one: still being copied, or cut off"
+    if lacking is None:
+        return None
+    return f"expected a whole archive, got {size} bytes {lacking}: still being copied, or cut off"
+
+
+@lru_cache(maxsize=1024)
+def _lacking(path: Path, mark: tuple[int, int, int]) -> str | None:
+    """A gzip says nowhere how long it is: its data is read to the end, once for every content. Raises `OSError`."""
+    return why_gzip_is_cut(path, LIMITS)
 
 
 class Settling:

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from ringserve.protocol.errors import Internal, ModelNotFound
 from ringserve.server.repository.allowed_urls import REMOTE, shortened, shown_location, shown_url
-from ringserve.server.repository.archive import ACCEPTED_SUFFIXES, extract
+from ringserve.server.repository.archive import extract, stem
 from ringserve.server.repository.manifest import MANIFEST_PATH, Manifest, read_manifest
+from ringserve.server.repository.mirror import mirror
 from ringserve.server.repository.model_config import ModelConfig, read_model_config
 from ringserve.server.repository.remote import Fetched, RemoteSources
+
+OLD_SUFFIX = ".model"  # a gzipped tar's name before there were any .mar; TorchServe still loads them with all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +86,22 @@ class ModelStore:
             raise ModelNotFound(f"Model store not found at: {self._root}")
         return sorted(path.name for path in self._root.iterdir() if _is_model(path))
 
-    def unpack(self, path: Path, name_if_absent: str | None = None) -> UnpackedModel:
-        """Make the model at `path` (from `locate`) ready: archives in a fresh folder, folders where they are.
+    def unpack(self, path: Path, name_if_absent: str | None = None, *, aside: bool = False) -> UnpackedModel:
+        """Make the model at `path` (from `locate`) ready: archives in a fresh folder, folders where they are, or `aside`, in a mirror of them.
 
         `name_if_absent` names a model whose manifest does not. Raises `InvalidModel` when it cannot be served and
         `Internal` when the disk refuses; neither leaves a folder behind.
         """
-        if _is_dir(path):
-            return _read_model(path, name_if_absent, temporary=False)
+        is_folder = _is_dir(path)
+        if is_folder and not aside:
+            return _read_model(model_in(path), name_if_absent, temporary=False)
         try:
             model_dir = self._fresh_dir()
             try:
-                extract(path, model_dir)
+                if is_folder:
+                    mirror(model_in(path), model_dir)
+                else:
+                    extract(path, model_dir)
                 return _read_model(model_dir, name_if_absent, temporary=True)
             except BaseException:
                 shutil.rmtree(model_dir, ignore_errors=True)
@@ -118,7 +125,17 @@ class ModelStore:
 
 def fallback_name(path: Path) -> str:
     """The name at start-up of a model whose manifest has none: the file's, with other than word characters as `_`."""
-    return re.sub(r"\W", "_", path.stem if path.suffix.lower() in ACCEPTED_SUFFIXES else path.name)
+    return re.sub(r"\W", "_", stem(path.name) or path.name)
+
+
+def model_in(folder: Path) -> Path:
+    """SageMaker's layout is a folder with the model's folder in it, and nothing else."""
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return folder  # reading the model says why
+    alone = len(entries) == 1 and entries[0].name != MANIFEST_PATH.parts[0] and _is_dir(entries[0])
+    return entries[0] if alone else folder
 
 
 def _read_model(model_dir: Path, name_if_absent: str | None, *, temporary: bool) -> UnpackedModel:
@@ -130,7 +147,7 @@ def _read_model(model_dir: Path, name_if_absent: str | None, *, temporary: bool)
 def _is_model(path: Path) -> bool:
     if path.name.startswith("."):
         return False
-    if path.suffix.lower() in ACCEPTED_SUFFIXES and _is_file(path):
+    if (stem(path.name) is not None or path.suffix.lower() == OLD_SUFFIX) and _is_file(path):
         return True
     return _is_file(path / MANIFEST_PATH)
 

@@ -9,6 +9,7 @@ import click
 
 from ringserve.tools.cli.archive import archive
 from ringserve.tools.cli.config import config
+from ringserve.tools.cli.run import run
 from ringserve.tools.cli.serve import restart, start, stop
 from ringserve.tools.cli.snapshot import snapshot
 from ringserve.tools.cli.status import status
@@ -52,7 +53,7 @@ def main() -> None:
     """Serve models: TorchServe's archives and API over batches in shared memory."""
 
 
-for command in (start, stop, snapshot, restart, status, config, archive, torchserve):
+for command in (start, stop, snapshot, restart, status, config, archive, run, torchserve):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -26,14 +26,15 @@ _FLAGS = (
 )
 
 
-def in_full(words: Sequence[str]) -> list[str]:
-    """TorchServe takes the beginning of a flag for it, where only one of its own begins so."""
-    return [_in_full(word) for word in words]
+def in_full(words: Sequence[str], flags: Sequence[str] = _FLAGS) -> list[str]:
+    """TorchServe and its archiver take the beginning of a flag for it, where only one of `flags`, by default TorchServe's own,
+    begins so."""
+    return [_in_full(word, flags) for word in words]
 
 
-def _in_full(word: str) -> str:
+def _in_full(word: str, flags: Sequence[str]) -> str:
     flag, is_, value = word.partition("=")
-    meant = [each for each in _FLAGS if each.startswith(flag)]
+    meant = [each for each in flags if each.startswith(flag)]
     return f"{meant[0]}{is_}{value}" if len(flag) > 2 and len(meant) == 1 else word
 
 

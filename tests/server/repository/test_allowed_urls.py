@@ -262,6 +262,11 @@ def test_the_file_is_named_by_the_last_component(url: str) -> None:
     assert file_name(url) == "x.mar"
 
 
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.TGZ", "X.Mar"])
+def test_every_format_of_an_archive_can_be_named(name: str) -> None:
+    assert file_name(f"https://h/a/{name}?v=1") == name
+
+
 @pytest.mark.parametrize(
     "url",
     ["http://h/", "http://h", "http://h/x.zip", "http://h/.x.mar", "http://h/.mar", "http://h/x.mar/", "http://["],

@@ -1,5 +1,7 @@
 """Unpacking real zip files, honest and hostile."""
 
+import errno
+import os
 import stat
 import struct
 import tempfile
@@ -7,15 +9,16 @@ import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.protocol.errors import InvalidModel
-from ringserve.server.repository.archive import copy_exactly, extract
+from ringserve.server.repository.archive import extract
 from ringserve.server.repository.archive_plan import ArchiveLimits
+from ringserve.server.repository.archive_writing import Damaged, copy_exactly
 
 
 def pack(path: Path, members: Sequence[tuple[str | ZipInfo, bytes]], method: int = ZIP_DEFLATED) -> Path:
@@ -82,9 +85,11 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["m.tar.gz", "m.tgz", "m.zip", "m", "mar"])
-def test_other_suffixes_are_refused_with_the_accepted_ones(tmp_path: Path, name: str) -> None:
+def test_a_zip_under_another_name_is_refused(tmp_path: Path, name: str) -> None:
     message = refused(pack(tmp_path / name, [("a", b"1")]), tmp_path / "out")
-    assert message.startswith(f"Archive {name}: expected a name that ends in .mar, got ")
+    assert message.startswith(
+        f"Archive {name}: expected a zip under a name that ends in .mar, or a gzipped tar under another, got "
+    )
 
 
 def test_what_is_not_a_zip_is_refused_with_its_first_bytes(tmp_path: Path) -> None:
@@ -179,10 +184,51 @@ def test_a_member_that_is_not_as_long_as_declared_is_refused(tmp_path: Path, dec
     assert "member 'a': expected intact data" in refused(archive, tmp_path / "out")
 
 
+@pytest.mark.parametrize("error", [None, errno.EXDEV, errno.ENOSYS, "nothing is copied"])
+def test_a_long_stored_member_is_copied_by_the_kernel_where_it_can(
+    tmp_path: Path, error: int | str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = os.copy_file_range
+
+    def copy(source: int, target: int, count: int, at: int, to: int) -> int:
+        calls.append(count)
+        if isinstance(error, int):
+            raise OSError(error, os.strerror(error))
+        # In pieces, the second of which fails.
+        return real(source, target, min(count, 2_000_000), at, to) if error is None or len(calls) == 1 else 0
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    data = os.urandom(3_000_000)
+    archive = pack(tmp_path / "m.mar", [("short", b"s"), ("w.pt", data), ("after", b"a")], ZIP_STORED)
+    extract(archive, tmp_path / "out")
+    assert tree(tmp_path / "out") == {"short": b"s", "w.pt": data, "after": b"a"}
+    assert calls == ([3_000_000] if isinstance(error, int) else [3_000_000, 1_000_000])
+
+
+def test_a_long_stored_member_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "m.mar", [("w.pt", bytes(3_000_000))], ZIP_STORED)
+    content = bytearray(archive.read_bytes())
+    content[2_000_000] = 1
+    archive.write_bytes(content)
+    assert "member 'w.pt': expected intact data, got Bad CRC-32" in refused(archive, tmp_path / "out")
+
+
+def test_a_full_disk_is_not_the_archives_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    archive = pack(tmp_path / "m.mar", [("w.pt", bytes(3_000_000))], ZIP_STORED)
+    with pytest.raises(OSError, match="No space left"):
+        extract(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("source", [b"123", b"12345"])
 def test_copying_holds_the_data_to_its_declared_length(source: bytes) -> None:
     output = BytesIO()
-    with pytest.raises(BadZipFile, match="declared 4 bytes"):
+    with pytest.raises(Damaged, match="declared 4 bytes"):
         copy_exactly(BytesIO(source), output, 4)
     assert len(output.getvalue()) <= 4
 

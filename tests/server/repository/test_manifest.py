@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ringserve.protocol.errors import InvalidModel
-from ringserve.server.repository.manifest import DEFAULT_HANDLER, Manifest, read_manifest
+from ringserve.server.repository.manifest import DEFAULT_HANDLER, Manifest, check_handled, read_manifest
 
 
 def model_dir(tmp_path: Path, manifest: object, *files: str) -> Path:
@@ -78,10 +78,20 @@ def test_a_name_from_outside_stands_in_only_for_a_missing_one(tmp_path: Path) ->
     assert read_manifest(model_dir(tmp_path / "b", of_model()), "given").model_name == "m"
 
 
-def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
-    assert refused(tmp_path).startswith("MAR-INF/MANIFEST.json is missing")
+def test_a_missing_manifest_leaves_everything_to_who_registers(tmp_path: Path) -> None:
+    sentence = "Model name is not defined. MAR-INF/MANIFEST.json is missing: expected it in the archive"
+    assert refused(tmp_path).startswith(sentence)
+    assert read_manifest(tmp_path, "m") == Manifest("m", missing=True)
     (tmp_path / "MAR-INF").write_text("a file where the folder belongs")
-    assert refused(tmp_path).startswith("MAR-INF/MANIFEST.json is missing")
+    assert refused(tmp_path).startswith(sentence)
+    assert read_manifest(tmp_path, "m").handler == DEFAULT_HANDLER
+
+
+def test_without_a_manifest_somebody_names_the_handler() -> None:
+    check_handled(Manifest("m", missing=True), "h.py")
+    check_handled(Manifest("m"), None)
+    with pytest.raises(InvalidModel, match=r"MANIFEST.json is missing, and nothing else names a handler"):
+        check_handled(Manifest("m", missing=True), None)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": "\xff"}', b"[" * 100_000])

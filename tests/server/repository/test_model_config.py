@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from ringserve.server.repository.model_config import (
     ModelConfig,
     parse_model_config,
     read_model_config,
-    unsupported_keys,
 )
 from ringserve.server.repository.signature import DTYPE_ALIASES
 
@@ -277,13 +277,15 @@ def test_ordinary_aliases_and_merges_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "named"),
+    ("raw", "sentence"),
     [
-        ({}, []),
-        ({"batchSize": 4, "minWorkers": 1, "maxWorkers": 1, "deviceType": "cpu"}, []),
-        ({"continuousBatching": False, "useVenv": True, "deviceType": "gpu", "deviceIds": [0]}, []),
-        ({"sequenceBatching": True, "torchrun": {"nproc-per-node": 2}}, ["sequenceBatching", "torchrun"]),
+        ({"envelope": 5}, "envelope: expected the name of an envelope or none, got 5"),
+        ({"envelope": ""}, "envelope: expected the name of an envelope or none, got ''"),
+        ({"envelope": "../x"}, "envelope: expected the name of an envelope or none, got '../x'"),
+        ({"envelope": ["kserve"]}, "envelope: expected the name of an envelope or none, got ['kserve']"),
+        ({"envelope": "kserve", "backend": "python"}, "envelope: only handlers have one, got 'kserve' for the backend"),
     ],
 )
-def test_what_is_asked_for_and_not_done_is_named(raw: dict[str, object], named: list[str]) -> None:
-    assert unsupported_keys(parse_model_config(raw)) == named
+def test_an_envelope_that_cannot_be_is_refused(raw: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidModel, match=re.escape(f"model-config.yaml: {sentence}")):
+        parse_model_config(raw)

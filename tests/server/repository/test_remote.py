@@ -110,8 +110,8 @@ def test_a_file_that_cannot_be_copied_says_why(store: Path, tmp_path: Path, name
 @pytest.mark.parametrize(
     ("url", "cause"),
     [
-        ("http://a/x.zip", "expected a file name that ends in .mar, got 'x.zip'"),
-        ("http://a/.x.mar", "expected a file name that ends in .mar, got '.x.mar'"),
+        ("http://a/x.zip", "expected a file name that ends in .mar or .tar.gz or .tgz, got 'x.zip'"),
+        ("http://a/.x.mar", "expected a file name that ends in .mar or .tar.gz or .tgz, got '.x.mar'"),
         ("http:x.mar", "expected a host name of letters, digits, dots and dashes, got ''"),
         ("file://host/x.mar", "expected file:///path on this machine, got the host 'host'"),
         ("s3://bucket/x.mar?a", "expected s3://bucket/key"),

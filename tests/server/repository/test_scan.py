@@ -88,9 +88,10 @@ def test_what_is_no_model_is_ignored(root: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("made", "file", "sentence"),
     [
-        (["m.tar.gz"], "m.tar.gz", "expected an archive's name to end in .mar"),
-        (["m.zip"], "m.zip", "expected an archive's name to end in .mar"),
-        (["m.model"], "m.model", "expected an archive's name to end in .mar"),
+        (["m.tar"], "m.tar", "expected an archive's name to end in .mar or .tar.gz or .tgz"),
+        (["m.zip"], "m.zip", "expected an archive's name to end in .mar or .tar.gz or .tgz"),
+        (["m.model"], "m.model", "expected an archive's name to end in .mar or .tar.gz or .tgz"),
+        (["m/m.tgz"], "m/m.tgz", "expected an archive in a folder of its version: m/1.0/"),
         (["m/m.mar"], "m/m.mar", "expected an archive in a folder of its version: m/1.0/"),
         (["m.mar/x"], "m.mar", "expected MAR-INF/MANIFEST.json or versions in the folder, got neither"),
         (["m/1.0/m.mar", "m/2.0/x"], "m/2.0", "expected one archive or MAR-INF/MANIFEST.json, got neither"),

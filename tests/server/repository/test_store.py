@@ -13,6 +13,7 @@ from zipfile import ZipFile
 import pytest
 
 from ringserve.protocol.errors import Internal, InvalidModel, ModelNotFound
+from ringserve.server.repository import mirror
 from ringserve.server.repository import store as store_module
 from ringserve.server.repository.manifest import Manifest
 from ringserve.server.repository.model_config import ModelConfig
@@ -154,8 +155,9 @@ def test_entries_are_the_models_and_nothing_else(store: ModelStore, root: Path) 
     write_mar(root / "a.mar")
     (root / "dangling.mar").symlink_to(root / "gone")
     (root / "folder.mar").mkdir()
-    (root / "later.tar.gz").write_bytes(b"")
-    assert store.entries() == ["a.mar", "b.mar", "folder_model"]
+    for name in ("c.tar.gz", "d.TGZ", "e.model", "f.tar", "g.zip"):
+        (root / name).write_bytes(b"")
+    assert store.entries() == ["a.mar", "b.mar", "c.tar.gz", "d.TGZ", "e.model", "folder_model"]
 
 
 def test_entries_of_a_missing_store_say_so(tmp_path: Path) -> None:
@@ -182,9 +184,76 @@ def test_a_folder_model_is_used_where_it_is(store: ModelStore, root: Path, tmp_p
     assert not (tmp_path / "work").exists()
 
 
-def test_a_folder_without_a_manifest_is_no_model(store: ModelStore, root: Path) -> None:
+def test_a_folder_without_a_manifest_needs_a_name(store: ModelStore, root: Path) -> None:
     with pytest.raises(InvalidModel, match="is missing"):
         store.unpack(store.locate("plain_folder"))
+    assert store.unpack(store.locate("plain_folder"), "m").manifest == Manifest("m", missing=True)
+
+
+def test_a_folder_with_nothing_but_the_models_folder_is_that_one(store: ModelStore, root: Path) -> None:
+    (root / "outer").mkdir()
+    (root / "folder_model").rename(root / "outer/inner")
+    unpacked = store.unpack(store.locate("outer"))
+    assert (unpacked.model_dir, unpacked.manifest.model_name) == (root / "outer/inner", "m")
+    (root / "outer/more").write_text("")
+    with pytest.raises(InvalidModel, match="is missing"):
+        store.unpack(store.locate("outer"))
+
+
+def test_a_folder_served_aside_is_made_of_copies_and_links_and_keeps_what_is_written_there_apart(
+    store: ModelStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "COPIED_FILE_BYTES_MAX", 10)
+    monkeypatch.setattr(mirror, "COPIED_BYTES_MAX", 1000)
+    folder = root / "folder_model"
+    (folder / "pack/__pycache__").mkdir(parents=True)
+    (folder / "pack/a.py").write_text("a")
+    (folder / "pack/a.py").chmod(0o755)
+    (folder / "pack/weights").write_text("a lot of them")
+    (folder / "elsewhere").symlink_to(tmp_path)
+    (folder / ".git/objects").mkdir(parents=True)
+    (folder / "gone").symlink_to(tmp_path / "gone")
+    os.mkfifo(folder / "pipe")
+    before = sorted(folder.rglob("*"))
+    unpacked = store.unpack(store.locate("folder_model"), aside=True)
+    assert (unpacked.temporary, unpacked.config.batch_size) == (True, 4)
+    model_dir = unpacked.model_dir
+    assert sorted(path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*")) == [
+        *(
+            ".git",
+            "MAR-INF",
+            "MAR-INF/MANIFEST.json",
+            "elsewhere",
+            "gone",
+            "model-config.yaml",
+            "pack",
+            "pack/a.py",
+            "pack/weights",
+        ),
+        "pipe",
+    ]
+    assert (
+        model_dir / ".git"
+    ).is_symlink()  # nobody looks there for a new content, and it may hold any number of files
+    assert (model_dir / "pack/weights").is_symlink()
+    (model_dir / "pack/cache").write_text("the model's")
+    (model_dir / "pack/a.py").write_text("the model's")
+    assert (folder / "pack/a.py").read_text() == "a"
+    assert os.access(model_dir / "pack/a.py", os.X_OK)
+    monkeypatch.setattr(mirror, "COPIED_BYTES_MAX", 0)
+    other = store.unpack(store.locate("folder_model"), aside=True)
+    assert (other.model_dir / "pack/a.py").is_symlink()
+    store.discard(unpacked)
+    assert not model_dir.exists()
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("a-b.mar", "a_b"), ("a.b.tar.gz", "a_b"), ("x.TGZ", "x"), ("x.model", "x_model"), ("folder.v1", "folder_v1")],
+)
+def test_the_name_of_a_file_stands_in_for_a_name(file: str, name: str) -> None:
+    assert fallback_name(Path("store", file)) == name
 
 
 def test_a_config_that_the_manifest_does_not_name_is_not_read(store: ModelStore, root: Path) -> None:
