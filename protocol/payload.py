@@ -4,6 +4,7 @@ Typed models need neither: their rows are arrays. For handlers, the front end wr
 of the body; the worker answers with an optional `ReplyHead` and the body.
 """
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -49,7 +50,8 @@ class ErrorRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 def encode_head(head: RequestHead | ReplyHead | ErrorRecord) -> bytes:
-    """Text that is not Unicode (a header byte outside UTF-8, a handler's lone surrogate) arrives with `?` in its place."""
+    """Text that is not Unicode arrives changed: a header whose bytes are not UTF-8 as Latin-1, as TorchServe reads all of them; a
+    handler's lone surrogate as `?`."""
     try:
         return _encode(head)
     except UnicodeEncodeError:
@@ -59,12 +61,19 @@ def encode_head(head: RequestHead | ReplyHead | ErrorRecord) -> bytes:
 def _unicode(value: Any) -> Any:
     match value:
         case str():
-            return value.encode("utf-8", "replace").decode()
+            return _text(value)
         case dict():
             return {_unicode(key): _unicode(item) for key, item in value.items()}
         case list() | tuple():
             return [_unicode(item) for item in value]
     return value
+
+
+def _text(value: str) -> str:
+    for errors, encoding in (("strict", "utf-8"), ("surrogateescape", "latin-1")):
+        with contextlib.suppress(UnicodeEncodeError):
+            return value.encode("utf-8", errors).decode(encoding)
+    return value.encode("utf-8", "replace").decode()
 
 
 _encode = msgspec.msgpack.Encoder().encode

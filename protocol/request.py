@@ -5,8 +5,9 @@ from typing import NamedTuple, Protocol
 
 from ringserve.protocol.payload import Part
 
-# What TorchServe adds to the headers that a handler sees.
+# What TorchServe adds to the headers that a handler sees, of a prediction and of an explanation.
 HANDLER_HEADERS = {"explain": "False", "url_path": ""}
+EXPLANATION_HEADERS = {"explain": "True", "url_path": ""}
 
 
 class FormPart(NamedTuple):
@@ -23,7 +24,8 @@ class InferRequest(NamedTuple):
     `parts` is None for a plain body, else the fields of a form, and `body` is empty then; `placed` says where they lie in a form
     whose bytes come separately. `binary` asks a typed model for the bytes
     of its output arrays instead of JSON. `timeout_ms` is how long the client waits for its answer; 0 does not say. `deadline_ns` (CLOCK_MONOTONIC) is when
-    that is over, for a request whose body took time to come.
+    that is over, for a request whose body took time to come. `query` are inputs beside the body or the form, which wins where
+    both have one of the same name; typed models take none.
     """
 
     request_id: str
@@ -35,6 +37,7 @@ class InferRequest(NamedTuple):
     timeout_ms: int = 0
     placed: Sequence[Part] | None = None
     deadline_ns: int = 0
+    query: Sequence[FormPart] = ()
 
 
 class Source(Protocol):

@@ -193,12 +193,12 @@ class FormLanding:
 
     __slots__ = ("_limit_bytes", "_parser", "_piece", "_request", "_spool", "_submit", "received_bytes")
 
-    def __init__(self, limit_bytes: int, request: InferRequest, submit: Submit) -> None:
-        """Raises `BadRequest` when the request's content type names no boundary."""
+    def __init__(self, limit_bytes: int, request: InferRequest, submit: Submit, *, typed: bool) -> None:
+        """`typed`: whether the model is. Raises `BadRequest` when the request's content type names no boundary."""
         self._limit_bytes = limit_bytes
         self._request = request
         self._submit = submit
-        self._parser = FormParser(request.content_type, Buffer())
+        self._parser = FormParser(request.content_type, Buffer(), typed=typed)
         self._spool: Spool | None = None
         self._piece = memoryview(bytearray(_PIECE_BYTES))
         self.received_bytes = 0

@@ -5,13 +5,15 @@ range, every answer a schema, and every route of this server is there.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 from urllib.parse import quote
 
 from ringserve.protocol.tensor import Signature
+from ringserve.server.openapi_inference import inference_paths, model_inference_paths
 from ringserve.server.openapi_schemas import (
-    INT_MAX,
+    MODEL,
+    MODEL_PATHS,
     NAME_CHARS_MAX,
+    VERSION,
     Json,
     answer,
     components,
@@ -19,8 +21,7 @@ from ringserve.server.openapi_schemas import (
     flag,
     json_body,
     listed,
-    model_input,
-    model_output,
+    operation,
     parameter,
     record,
     ref,
@@ -30,18 +31,11 @@ from ringserve.server.openapi_schemas import (
 from ringserve.server.settings import BATCH_SIZE_MAX, WORKERS_MAX, Settings
 
 TITLE = "TorchServe APIs"
-MODEL_PATHS = ("/{model_name}", "/{model_name}/{model_version}")
-
-_MODEL = parameter("path", "model_name", text("A model.", minLength=1, maxLength=NAME_CHARS_MAX))
-_VERSION = parameter("path", "model_version", text("A version of it.", minLength=1, maxLength=NAME_CHARS_MAX))
-_REST = parameter("path", "url_path", text("Handed to the handler as the header `url_path`.", minLength=1))
-_TIMEOUT = parameter("header", "x-request-timeout-ms", whole("How long the client waits for the answer.", 1, INT_MAX))
-_PREDICTION_ERRORS = (404, 408, 413, 500, 503, 504, 507)
 
 
 def inference_document(version: str) -> Json:
     """Of the inference listener."""
-    return _document(TITLE, version, {**_common_paths(), **_inference_paths()})
+    return _document(TITLE, version, {**_common_paths(), **inference_paths()})
 
 
 def management_document(version: str, settings: Settings) -> Json:
@@ -56,21 +50,14 @@ def metrics_document(version: str) -> Json:
 
 def shared_document(version: str, settings: Settings) -> Json:
     """Of one address for both."""
-    return _document(TITLE, version, {**_common_paths(), **_inference_paths(), **_management_paths(settings)})
+    return _document(TITLE, version, {**_common_paths(), **inference_paths(), **_management_paths(settings)})
 
 
 def model_inference_document(model: str, default_version: str, versions: Mapping[str, Signature]) -> Json:
     """Of one model, for those who want predictions of it."""
-    name, paths = quote(model, safe=""), {}
-    for version, signature in versions.items():
-        body, answers = model_input(signature), _prediction_answers(signature)
-        if version == default_version:
-            said = f"A prediction of the default version of {model}."
-            paths[f"/predictions/{name}"] = {"post": _operation(model, said, [_TIMEOUT], answers, body)}
-        said = f"A prediction of version {version} of {model}."
-        path = f"/predictions/{name}/{quote(version, safe='')}"
-        paths[path] = {"post": _operation(f"{model}:{version}", said, [_TIMEOUT], answers, body)}
-    paths[f"/v1/models/{name}"] = {"get": _operation(f"{model}:ready", "KServe's readiness.", [], _readiness())}
+    paths = model_inference_paths(model, default_version, versions)
+    said = "KServe's readiness."
+    paths[f"/v1/models/{quote(model, safe='')}"] = {"get": operation(f"{model}:ready", said, [], _readiness())}
     return _document(f"RESTful API for: {model}", "1.0.0", paths)
 
 
@@ -104,25 +91,18 @@ def _document(title: str, version: str, paths: Json) -> Json:
     return {"openapi": "3.0.1", "info": info, "paths": paths, "components": components()}
 
 
-def _operation(
-    name: str, description: str, parameters: list[Json], answers: Json, body: Json | None = None, **more: Any
-) -> Json:
-    found = {"description": description, "operationId": name, "parameters": parameters, **more}
-    return {**found, **({} if body is None else {"requestBody": body}), "responses": answers}
-
-
 # ---- every listener
 
 
 def _common_paths() -> Json:
     document = {"200": answer("The document.", ref("Document")), **errors(413, 500)}
     said = "This document."
-    deprecated = _operation("api-description", f"{said} Use OPTIONS / instead.", [], document, deprecated=True)
+    deprecated = operation("api-description", f"{said} Use OPTIONS / instead.", [], document, deprecated=True)
     paths = {
-        "/": {"options": _operation("apiDescription", said, [], document)},
+        "/": {"options": operation("apiDescription", said, [], document)},
         "/api-description": {"get": deprecated},
         "/v1/models/{model_name}": {
-            "get": _operation("modelReady", "Whether a model can answer, as KServe asks.", [_MODEL], _readiness())
+            "get": operation("modelReady", "Whether a model can answer, as KServe asks.", [MODEL], _readiness())
         },
     }
     return {**paths, **_probe_paths()}
@@ -142,8 +122,8 @@ def _probe_paths() -> Json:
     for kind, description in said.items():
         for name, rest, parameters in (
             ("", "", []),
-            ("model_", MODEL_PATHS[0], [_MODEL]),
-            ("version_", MODEL_PATHS[1], [_MODEL, _VERSION]),
+            ("model_", MODEL_PATHS[0], [MODEL]),
+            ("version_", MODEL_PATHS[1], [MODEL, VERSION]),
         ):
             answers = {"200": answer("Yes.", ref("Probe")), **errors(413, 500, *([404] if parameters else []))}
             if kind != "live":
@@ -153,39 +133,8 @@ def _probe_paths() -> Json:
                 }
             ids = {"get": f"{name}health_{kind}", "head": f"{name}health_{kind}_head"}
             paths[f"/health/{kind}{rest}"] = {
-                method: _operation(each, description, parameters, answers) for method, each in ids.items()
+                method: operation(each, description, parameters, answers) for method, each in ids.items()
             }
-    return paths
-
-
-# ---- inference
-
-
-def _prediction_answers(signature: Signature) -> Json:
-    return {"200": model_output(signature), **errors(*_PREDICTION_ERRORS)}
-
-
-def _inference_paths() -> Json:
-    untyped = Signature()
-    body, answers = model_input(untyped), _prediction_answers(untyped)
-    document = {"200": answer("The document.", ref("Document")), **errors(404, 413, 500)}
-    ping = {
-        "200": answer("Every version has the workers it was promised.", ref("Ping")),
-        **errors(413),
-        "500": answer("Some version has not.", ref("Ping")),
-    }
-    places = (
-        ("", MODEL_PATHS[0], [_MODEL], "the default version of a model"),
-        ("version_", MODEL_PATHS[1], [_MODEL, _VERSION], "one version of a model"),
-        ("path_", MODEL_PATHS[1] + "/{url_path}", [_MODEL, _VERSION, _REST], "one version, with a path of its own"),
-    )
-    paths: Json = {"/ping": {"get": _operation("ping", "TorchServe's health check.", [], ping)}}
-    for name, rest, parameters, what in places:
-        said = f"A prediction of {what}. Any other method but OPTIONS predicts as well."
-        paths[f"/predictions{rest}"] = {
-            "post": _operation(f"{name}predictions", said, [*parameters, _TIMEOUT], answers, body),
-            "options": _operation(f"{name}predictionsDescription", "The document of a model.", parameters, document),
-        }
     return paths
 
 
@@ -198,7 +147,7 @@ def _metrics_paths() -> Json:
     text_answer = {"description": "Prometheus text 0.0.4.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     return {
         "/metrics": {
-            "get": _operation(
+            "get": operation(
                 "metrics", said, [parameter("query", "name[]", names)], {"200": text_answer, **errors(413, 500)}
             )
         }
@@ -214,13 +163,13 @@ def _management_paths(settings: Settings) -> Json:
     token = whole("The `nextPageToken` of the page before.", 0, default=0)
     paths = {
         "/models": {
-            "get": _operation(
+            "get": operation(
                 "listModels",
                 "The default versions of all models.",
                 [parameter("query", "limit", limit), parameter("query", "next_page_token", token)],
                 {"200": answer("One page.", ref("ModelList")), **errors(413, 500)},
             ),
-            "post": _operation(
+            "post": operation(
                 "registerModel",
                 "Register a version of a model.",
                 [parameter("query", name, each, required=name == "url") for name, each in registration.items()],
@@ -237,7 +186,7 @@ def _management_paths(settings: Settings) -> Json:
         "200": answer("Every version, and every file that is not served.", ref("ServerStatus")),
         **errors(413, 500),
     }
-    paths["/status"] = {"get": _operation("serverStatus", "What `ringserve status` shows.", [], status)}
+    paths["/status"] = {"get": operation("serverStatus", "What `ringserve status` shows.", [], status)}
     return {**paths, **_model_paths(settings), **_workflow_paths()}
 
 
@@ -247,17 +196,17 @@ def _workflow_paths() -> Json:
     said = "Workflows are not supported: "
     return {
         "/workflows": {
-            "get": _operation(
+            "get": operation(
                 "listWorkflows",
                 f"{said}the list is empty.",
                 [],
                 {"200": answer("None.", ref("WorkflowList")), **errors(413, 500)},
             ),
-            "post": _operation("registerWorkflow", f"{said}none is taken.", [], errors(413, 500)),
+            "post": operation("registerWorkflow", f"{said}none is taken.", [], errors(413, 500)),
         },
         "/workflows/{workflow_name}": {
-            "get": _operation("describeWorkflow", f"{said}none is found.", [workflow], errors(404, 413, 500)),
-            "delete": _operation("unregisterWorkflow", f"{said}none is found.", [workflow], errors(404, 413, 500)),
+            "get": operation("describeWorkflow", f"{said}none is found.", [workflow], errors(404, 413, 500)),
+            "delete": operation("unregisterWorkflow", f"{said}none is found.", [workflow], errors(404, 413, 500)),
         },
     }
 
@@ -305,19 +254,19 @@ def _model_paths(settings: Settings) -> Json:
     customized = parameter("query", "customized", flag("Whether to ask the handler as well.", default=False))
     described = listed(ref("ModelDescription"), "One element for every version that was asked for.", minItems=1)
     paths: Json = {}
-    for name, rest, place in (("", MODEL_PATHS[0], [_MODEL]), ("version_", MODEL_PATHS[1], [_MODEL, _VERSION])):
+    for name, rest, place in (("", MODEL_PATHS[0], [MODEL]), ("version_", MODEL_PATHS[1], [MODEL, VERSION])):
         which = "the default version" if not name else "one version, or `all` of them"
         scaling = _scaling()
         if not name:
             scaling["model_version"] = text("The version, if not the default one.")
         paths[f"/models{rest}"] = {
-            "get": _operation(
+            "get": operation(
                 f"{name}describeModel",
                 f"Describe {which}.",
                 [*place, customized],
                 {"200": answer("As an array.", described), **errors(404, 413, 500, 503)},
             ),
-            "put": _operation(
+            "put": operation(
                 f"{name}setAutoScale",
                 "Change how many workers a version has.",
                 [*place, *(parameter("query", one, each) for one, each in scaling.items())],
@@ -329,19 +278,19 @@ def _model_paths(settings: Settings) -> Json:
                 },
                 _body_of(scaling),
             ),
-            "delete": _operation(
+            "delete": operation(
                 f"{name}unregisterModel",
                 "Unregister a version; its requests are answered first.",
                 place,
                 {"200": status, **errors(403, 404, 405, 408, 413, 500)},
             ),
-            "options": _operation(f"{name}modelDescription", "The document of a model.", place, document),
+            "options": operation(f"{name}modelDescription", "The document of a model.", place, document),
         }
     paths[f"/models{MODEL_PATHS[1]}/set-default"] = {
-        "put": _operation(
+        "put": operation(
             "setDefault",
             "Make a version the default one.",
-            [_MODEL, _VERSION],
+            [MODEL, VERSION],
             {"200": status, **errors(404, 413, 500)},
         )
     }

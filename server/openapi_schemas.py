@@ -66,6 +66,19 @@ def parameter(place: str, name: str, schema: Json, *, required: bool = False) ->
     return {**found, "required": True} if required or place == "path" else found
 
 
+MODEL = parameter("path", "model_name", text("A model.", minLength=1, maxLength=NAME_CHARS_MAX))
+VERSION = parameter("path", "model_version", text("A version of it.", minLength=1, maxLength=NAME_CHARS_MAX))
+MODEL_PATHS = ("/{model_name}", "/{model_name}/{model_version}")
+
+
+def operation(
+    name: str, description: str, parameters: Sequence[Json], answers: Json, body: Json | None = None, **more: Any
+) -> Json:
+    """One method of one path, which is called `name`."""
+    found = {"description": description, "operationId": name, "parameters": list(parameters), **more}
+    return {**found, **({} if body is None else {"requestBody": body}), "responses": answers}
+
+
 def json_body(description: str, schema: Json) -> Json:
     return {"description": description, "content": {JSON: {"schema": schema}}}
 

@@ -6,16 +6,16 @@ between the request's body and the model.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 import orjson
 
 from ringserve.backends.contract import InputPart, Request
-from ringserve.protocol.errors import BadRequest
+from ringserve.protocol.errors import BadRequest, OutOfResources
 from ringserve.protocol.payload import Part, RequestHead, decode_request_head, encode_head
-from ringserve.protocol.request import InferRequest
+from ringserve.protocol.request import FormPart, InferRequest
 from ringserve.protocol.tensor import Signature, TensorSpec
 from ringserve.server.forms import cut
 from ringserve.shm.lane import Slab
@@ -32,6 +32,7 @@ from ringserve.shm.layout import (
     align,
 )
 from ringserve.shm.segment import Segment
+from ringserve.shm.shm_errors import OutOfSharedMemory
 from ringserve.shm.spool import Spool, Windows
 
 Buffer = bytes | bytearray | memoryview
@@ -86,7 +87,7 @@ class TypedPayload:
 
 
 class BytesPayload:
-    """A row of a model that declares nothing: head and body. Without `bodies`, the body is still to come."""
+    """A row of a model that declares nothing: head and body. What `bodies` lack of `body_bytes` is still to come."""
 
     __slots__ = ("bodies", "body_bytes", "head", "head_room", "parcel_bytes")
 
@@ -135,7 +136,7 @@ class BytesPayload:
     def open(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> list[memoryview]:
         self.write(slab, row, at, row_id, deadline_ns)
         body_at = at + self.head_room
-        return [slab.bytes_in[body_at : body_at + self.body_bytes]]
+        return [slab.bytes_in[body_at + sum(map(len, self.bodies)) : body_at + self.body_bytes]]
 
 
 class SpooledPayload:
@@ -178,22 +179,46 @@ class BytesEncoder:
     """For models that declare nothing: everything a client sends is passed on as it is."""
 
     def encode(self, request: InferRequest) -> BytesPayload:
+        if request.query:
+            return self._with_query(request, len(request.body), (request.body,))
         if request.parts is None:
             body_bytes = len(request.body)
             return BytesPayload(_plain_head(request, body_bytes), (request.body,), body_bytes)
-        placed = tuple(_placed(request))
-        head = encode_head(RequestHead(request.request_id, request.headers, placed))
-        return BytesPayload(head, [part.data for part in request.parts], sum(part.length for part in placed))
+        placed = _placed(request.parts, 0)
+        return BytesPayload(
+            _head(request, placed), [part.data for part in request.parts], sum(part.length for part in placed)
+        )
 
     def expect(self, request: InferRequest, body_bytes: int) -> BytesPayload:
         """The payload of a request whose body is still to come."""
+        if request.query:
+            return self._with_query(request, body_bytes, ())
         return BytesPayload(_plain_head(request, body_bytes), (), body_bytes)
 
     def encode_spooled(self, request: InferRequest, spool: Spool) -> Payload:
-        if request.placed is None:
+        """Raises `OutOfResources`."""
+        placed = request.placed
+        if not request.query and placed is None:
             return SpooledPayload(_plain_head(request, spool.written), spool)
-        head = RequestHead(request.request_id, request.headers, tuple(request.placed))
-        return SpooledPayload(encode_head(head), spool)
+        if placed is None:
+            placed = (Part("body", request.content_type, 0, spool.written),)
+        beside = _placed(request.query, spool.written)
+        try:
+            spool.write(b"".join(part.data for part in request.query))
+        except OutOfSharedMemory as error:
+            raise OutOfResources(f"The request does not fit into memory: {error}") from None
+        return SpooledPayload(_head(request, (*beside, *placed)), spool)
+
+    @staticmethod
+    def _with_query(request: InferRequest, body_bytes: int, bodies: Sequence[Buffer]) -> BytesPayload:
+        """What the query brings lies in front, so that a body that is still to come follows it. The body is aligned as ever."""
+        fields: Sequence[FormPart] = (*request.query, *(request.parts or ()))
+        beside = _placed(fields, 0)
+        began = b"".join(part.data for part in fields)
+        if request.parts is None:
+            began += bytes(align(len(began)) - len(began))
+            beside.append(Part("body", request.content_type, len(began), body_bytes))
+        return BytesPayload(_head(request, beside), (began, *bodies), len(began) + body_bytes)
 
 
 def _plain_head(request: InferRequest, body_bytes: int) -> bytes:
@@ -201,10 +226,16 @@ def _plain_head(request: InferRequest, body_bytes: int) -> bytes:
     return encode_head(RequestHead(request.request_id, request.headers, (part,)))
 
 
-def _placed(request: InferRequest) -> list[Part]:
-    assert request.parts is not None
-    placed, at = [], 0
-    for part in request.parts:
+def _head(request: InferRequest, parts: Iterable[Part]) -> bytes:
+    """Of parts with the same name the last one counts; it has the place of the first."""
+    by_name = {part.name: part for part in parts}
+    return encode_head(RequestHead(request.request_id, request.headers, tuple(by_name.values())))
+
+
+def _placed(parts: Iterable[FormPart], at: int) -> list[Part]:
+    """One after the other, from `at` on."""
+    placed = []
+    for part in parts:
         placed.append(Part(part.name, part.content_type, at, len(part.data)))
         at += len(part.data)
     return placed
@@ -220,6 +251,8 @@ class TypedEncoder:
 
     def encode(self, request: InferRequest) -> TypedPayload:
         """Raises `BadRequest` naming the input, what was expected and what came."""
+        if request.headers:
+            _check_explains_not(request)
         if request.parts is not None:
             return TypedPayload(self._from_parts(request))
         if request.content_type.startswith("application/json"):
@@ -237,6 +270,7 @@ class TypedEncoder:
     def expect(self, request: InferRequest, body_bytes: int) -> TypedPayload | None:
         """The payload of a request whose body is still to come, None for one that must be read before it is a row. Raises
         `BadRequest`: a body of the wrong length need not even arrive."""
+        _check_explains_not(request)
         if request.content_type.startswith("application/json"):
             return None
         self._check_bytes(body_bytes)
@@ -264,15 +298,24 @@ class TypedEncoder:
             if len(self._inputs) != 1:
                 names = ", ".join(spec.name for spec in self._inputs)
                 raise BadRequest(f"Body: expected a JSON object with the inputs {names}, got {_kind(value)}.")
-            return [_json_row(self._inputs[0], value)]
+            return [_json_row(self._inputs[0], value, has_texts=_has_texts(body, 0))]
         _check_names({spec.name for spec in self._inputs}, set(value))
-        return [_json_row(spec, value[spec.name]) for spec in self._inputs]
+        has_texts = _has_texts(body, len(value))
+        return [_json_row(spec, value[spec.name], has_texts=has_texts) for spec in self._inputs]
 
     def _from_parts(self, request: InferRequest) -> list[Buffer]:
         assert request.parts is not None
         by_name = {part.name: part for part in request.parts}
         _check_names({spec.name for spec in self._inputs}, set(by_name))
         return [_part_row(spec, by_name[spec.name].data, by_name[spec.name].content_type) for spec in self._inputs]
+
+
+def _check_explains_not(request: InferRequest) -> None:
+    """Raises `BadRequest` where an explanation is asked for: those are made by handlers."""
+    if request.headers.get("explain") == "True":
+        raise BadRequest(
+            "Explanation: expected a model with a handler, got one that declares its inputs and outputs, which gives predictions only."
+        )
 
 
 def _check_names(expected: set[str], got: set[str]) -> None:
@@ -283,7 +326,7 @@ def _check_names(expected: set[str], got: set[str]) -> None:
 def _part_row(spec: TensorSpec, data: bytes, content_type: str) -> Buffer:
     if content_type.startswith("application/json"):
         try:
-            return _json_row(spec, orjson.loads(data))
+            return _json_row(spec, orjson.loads(data), has_texts=_has_texts(data, 0))
         except orjson.JSONDecodeError as error:
             raise BadRequest(f"Input {spec.name}: expected JSON, got a part that does not parse: {error}.") from None
     if len(data) != spec.row_bytes:
@@ -291,8 +334,16 @@ def _part_row(spec: TensorSpec, data: bytes, content_type: str) -> Buffer:
     return data
 
 
-def _json_row(spec: TensorSpec, value: object) -> Buffer:
-    """One row from nested lists; a flat list of the right length is accepted for any shape."""
+def _has_texts(document: Buffer, names: int) -> bool:
+    """Whether a JSON document may have texts beside the names of so many inputs, without a look at every value."""
+    return bytes(document).count(b'"') != 2 * names
+
+
+def _json_row(spec: TensorSpec, value: object, *, has_texts: bool) -> Buffer:
+    """One row from nested lists; a flat list of the right length is accepted for any shape. Texts are looked for where there may be
+    some: NumPy would make room for the longest in every place."""
+    if has_texts and _holds_text(value):
+        raise BadRequest(f"Input {spec.name}: expected {spec.dtype} values, got a string.")
     try:
         found = np.asarray(value)
     except ValueError:
@@ -303,6 +354,17 @@ def _json_row(spec: TensorSpec, value: object) -> Buffer:
     if misfit is not None:
         raise BadRequest(f"Input {spec.name}: expected {spec.dtype} values, got {misfit}.")
     return np.ascontiguousarray(found, dtype=spec.dtype).tobytes()
+
+
+def _holds_text(value: object) -> bool:
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            return True
+        if isinstance(each, list):
+            left += each
+    return False
 
 
 def _misfit(found: np.ndarray, target: np.dtype) -> str | None:

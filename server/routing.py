@@ -1,13 +1,33 @@
 """What can be asked for right now, as a front end sees it: swapped whole when the supervisor says so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from ringserve.protocol.request import EXPLANATION_HEADERS, HANDLER_HEADERS, FormPart
 from ringserve.server.batching import BatchPolicy
 from ringserve.server.control import ModelRoute, Routes, VersionRoute
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.health import Health
 from ringserve.server.limits import Limits
+from ringserve.server.sequences.dispatcher import SequenceDispatcher
+from ringserve.server.tickets import TicketDispatcher
+
+# KServe's verbs in a path, and what handlers see of them. Nobody changes these: requests share them.
+KSERVE = {"predict": {"explain": "False"}, "explain": {"explain": "True"}}
+
+
+class Target(NamedTuple):
+    """Whom a request is for, and what its address adds to it: `headers` for a handler, `query` as inputs beside its body. `named`:
+    the path names the version, as errors and metrics then do."""
+
+    dispatcher: Dispatcher
+    model: str
+    version: str
+    named: bool = False
+    headers: Mapping[str, str] = HANDLER_HEADERS
+    explains: bool = False
+    query: Sequence[FormPart] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +40,17 @@ class ModelTargets:
 
 @dataclass(slots=True)
 class RouteTable:
-    """`paths` holds the literal paths of predictions, so that the usual request costs one look-up: the version, the rest of the
-    path, which is empty, and whether the path names the version.
-    `dispatchers` also holds versions that are leaving and still answer."""
+    """`paths` holds the literal paths of predictions and explanations, so that the usual request costs one look-up.
+    `dispatchers` also holds versions that are leaving and still answer. `at_startup` is the one model that was loaded when the
+    server started, "" where there is not exactly one."""
 
     front_ends: int = 1
     healthy: bool = True
     started: bool = False
     draining: bool = False
     succeeded: bool = False  # drains because another instance serves
-    paths: dict[str, tuple[Dispatcher, str, bool]] = field(default_factory=dict)
+    at_startup: str = ""
+    paths: dict[str, Target] = field(default_factory=dict)
     models: dict[str, ModelTargets] = field(default_factory=dict)
     dispatchers: dict[int, Dispatcher] = field(default_factory=dict)
     routes: dict[str, ModelRoute] = field(default_factory=dict)
@@ -37,13 +58,11 @@ class RouteTable:
     def apply(self, routes: Routes, on_new: Callable[[int, Dispatcher], None]) -> None:
         """Make the table say what `routes` says; `on_new` is told of every version seen for the first time."""
         models = {name: self._targets(route, on_new) for name, route in routes.models.items()}
-        paths: dict[str, tuple[Dispatcher, str, bool]] = {}
-        for name, model in models.items():
-            for version, dispatcher in model.versions.items():
-                paths[f"/predictions/{name}/{version}"] = (dispatcher, "", True)
-            paths[f"/predictions/{name}"] = (model.versions[model.default_version], "", False)
+        paths = {path: target for name, model in models.items() for path, target in _paths(name, model)}
         for route in routes.beside:
             self._dispatcher(route, on_new)
+        first = [name for name, model in routes.models.items() if model.at_startup]
+        self.at_startup = first[0] if len(first) == 1 else ""
         self.healthy, self.started = routes.healthy, routes.started
         self.draining = self.draining or routes.draining
         self.models, self.paths, self.routes = models, paths, routes.models
@@ -66,9 +85,25 @@ class RouteTable:
         return dispatcher
 
 
+def _paths(name: str, model: ModelTargets) -> Iterator[tuple[str, Target]]:
+    """The literal paths of one model. Where a name needs escapes, nobody asks by these."""
+    default = model.default_version
+    usual = Target(model.versions[default], name, default)
+    for verb, headers in (("predictions", HANDLER_HEADERS), ("explanations", EXPLANATION_HEADERS)):
+        explains = headers is EXPLANATION_HEADERS
+        for version, dispatcher in model.versions.items():
+            yield f"/{verb}/{name}/{version}", Target(dispatcher, name, version, True, headers, explains)
+        yield f"/{verb}/{name}", usual._replace(headers=headers, explains=explains)
+    for verb, headers in KSERVE.items():
+        yield f"/v1/models/{name}:{verb}", usual._replace(headers=headers, explains=verb == "explain")
+
+
 def _dispatcher(route: VersionRoute, front_ends: int) -> Dispatcher:
     policy = BatchPolicy(route.batch_size, route.batch_wait_ms * 1_000_000, route.fill)
     limits = Limits(
         route.queue_size, route.queue_timeout_ms, route.request_timeout_ms, route.response_timeout_s, front_ends
     )
-    return Dispatcher(f'Model "{route.model}" version {route.version}', policy, limits)
+    label = f'Model "{route.model}" version {route.version}'
+    if route.sequences is not None:
+        return SequenceDispatcher(route.key, label, policy, limits, route.sequences)
+    return (TicketDispatcher if route.tickets else Dispatcher)(label, policy, limits)

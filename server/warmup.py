@@ -178,7 +178,7 @@ def _request(sample: WarmupRequest, *, typed: bool) -> InferRequest:
         headers = {"content-type": sample.content_type, "content-length": str(len(sample.body)), **HANDLER_HEADERS}
     request = InferRequest("warm-up", sample.content_type, headers, sample.body)
     if is_form(sample.content_type):
-        return request._replace(parts=parse_form(sample.content_type, sample.body), body=b"")
+        return request._replace(parts=parse_form(sample.content_type, sample.body, typed=typed), body=b"")
     return request
 
 

@@ -14,7 +14,7 @@ from time import monotonic, time
 import httptools
 from sanic.http import Stage
 
-from ringserve.protocol.request import HANDLER_HEADERS, Answer, InferRequest
+from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.forms import is_form
 from ringserve.server.inflight import Pending
@@ -23,9 +23,11 @@ from ringserve.server.metrics.meter import BatchTimes, Meter, usual_record
 from ringserve.server.routes.inference import TIMEOUT_HEADER, is_binary, timeout_ms
 from ringserve.server.routes.receiving import SizedBody
 from ringserve.server.routes.transfer import BodyConnection
+from ringserve.server.routing import Target
 from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head
 
-START = b"POST /predictions/"
+# What the paths of the table begin with, the most frequent first.
+STARTS = (b"POST /predictions/", b"POST /explanations/", b"POST /v1/models/")
 
 # A request with one of these is not plain: its body, its connection or its next bytes mean something else.
 _NOT_PLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
@@ -70,16 +72,15 @@ class PredictionConnection(BodyConnection):
     __slots__ = (
         "_arrived_s",
         "_complete_s",
-        "_dispatcher",
         "_head_began_s",
         "_keep_alive",
-        "_named",
         "_parsed",
         "_parser",
         "_path",
         "_peer",
         "_request_id",
         "_sending",
+        "_target",
     )
 
     def _setup(self) -> None:
@@ -91,8 +92,7 @@ class PredictionConnection(BodyConnection):
         self._request_id = ""
         self._head_began_s = self._arrived_s = 0.0
         self._complete_s = 0.0  # when the body was, if that came later than the head
-        self._named = False  # whether the path names the version
-        self._dispatcher: Dispatcher
+        self._target: Target
         self._sending: Pending | None = None  # whose answer leaves bit by bit
         self._parsed = _Parsed()
         self._parser: httptools.HttpRequestParser | None = (
@@ -112,7 +112,7 @@ class PredictionConnection(BodyConnection):
             self.recv_buffer += data
             if len(self.recv_buffer) >= self.app.config.REQUEST_BUFFER_SIZE and self.transport is not None:
                 self.transport.pause_reading()
-        elif not (data.startswith(START) and self._is_free() and self._took(data)):
+        elif not (data.startswith(STARTS) and self._is_free() and self._took(data)):
             if not self.recv_buffer:
                 self._head_began_s = monotonic()
             super().data_received(data)
@@ -162,19 +162,20 @@ class PredictionConnection(BodyConnection):
         # By the header, as Sanic does: llhttp has forgotten it when the message is complete.
         self._keep_alive = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         self._request_id = request_id(None if sent_id is None else sent_id.decode("latin-1"))
-        self._dispatcher, self._named, self._complete_s = found[0], found[2], 0.0
-        self._submit(found[0], content_type, headers, parsed.body, length)
+        self._target, self._complete_s = found, 0.0
+        self._submit(found, content_type, headers, parsed.body, length)
         return True
 
-    def _submit(
-        self, dispatcher: Dispatcher, content_type: str, headers: dict[bytes, bytes], body: bytes, length: int
-    ) -> None:
+    def _submit(self, target: Target, content_type: str, headers: dict[bytes, bytes], body: bytes, length: int) -> None:
         """With a `length`, `body` is only the beginning of it."""
+        dispatcher = target.dispatcher
         seen: dict[str, str] = {}
         if not dispatcher.typed:
             for name, value in headers.items():
                 seen[name.decode("latin-1")] = value.decode(errors="surrogateescape")
-            seen.update(HANDLER_HEADERS)
+            seen.update(target.headers)
+        elif target.explains:
+            seen.update(target.headers)
         try:
             request = InferRequest(self._request_id, content_type, seen, body, None, is_binary(headers.get(b"accept")))
             if _TIMEOUT in headers:
@@ -236,7 +237,7 @@ class PredictionConnection(BodyConnection):
 
     def _refuse(self, error: BaseException, *, unread: bool = False, times: BatchTimes | None = None) -> None:
         """`unread`: the client may still be sending the body that nobody wants."""
-        refusal = self._inference.refusal(error, self._path)
+        refusal = self._inference.refusal(error, self._target)
         self._send(error_answer(refusal), times, keep_alive=False, linger=unread, reason=refusal.code)
 
     def _send(
@@ -246,17 +247,17 @@ class PredictionConnection(BodyConnection):
             buffers = answer_buffers(answer, self._request_id, keep_alive=keep_alive, head_only=False)
         except Exception as error:  # noqa: BLE001 - as above
             keep_alive = False
-            refusal = self._inference.refusal(error, self._path)
+            refusal = self._inference.refusal(error, self._target)
             answer, reason = error_answer(refusal), refusal.code
             buffers = answer_buffers(answer, self._request_id, keep_alive=False, head_only=False)
         if not self.put(buffers):
             self._count_missed(reason or "cancelled")
             return
-        if times is not None and not (self._complete_s or self._named) and answer.status == 200:
+        if times is not None and not (self._complete_s or self._target.named) and answer.status == 200:
             records = times[0]  # this is the usual request (metrics/meter.py)
             records += usual_record(times[1], self._arrived_s, self.answered_s)
-        elif self._dispatcher.meter is not None:
-            self._count(self._dispatcher.meter, answer.status, times, reason)
+        elif self._target.dispatcher.meter is not None:
+            self._count(self._target.dispatcher.meter, answer.status, times, reason)
         access = self._inference.access
         if access is not None:
             took_s = self.answered_s - self._arrived_s
@@ -283,8 +284,8 @@ class PredictionConnection(BodyConnection):
             self.in_flight = self._sending = None
             if not complete:
                 self._count_missed("broken_off", answer.status)
-            elif self._dispatcher.meter is not None:
-                self._count(self._dispatcher.meter, answer.status, pending.times, "")
+            elif self._target.dispatcher.meter is not None:
+                self._count(self._target.dispatcher.meter, answer.status, pending.times, "")
             access = self._inference.access
             if access is not None:
                 took_s = self.answered_s - self._arrived_s
@@ -308,16 +309,16 @@ class PredictionConnection(BodyConnection):
         """Of an answer that is written, when it is not of the usual kind. A refusal has a `reason`."""
         meter.responses.count(status)
         complete_s = self._complete_s or self._arrived_s
-        meter.ended(times, self._arrived_s, complete_s, self.answered_s, named=self._named, reason=reason)
+        meter.ended(times, self._arrived_s, complete_s, self.answered_s, named=self._target.named, reason=reason)
 
     def _count_missed(self, reason: str, status: int = 0) -> None:
         """Of one whose answer nobody has, or not all of it: a head with a `status`."""
-        meter = self._dispatcher.meter
+        meter = self._target.dispatcher.meter
         if meter is None:
             return
         if status:
             meter.responses.count(status)
-        meter.failed(reason, named=self._named)
+        meter.failed(reason, named=self._target.named)
 
     # ---- what Sanic asks of its connections
 

@@ -1,4 +1,4 @@
-"""The routes that describe the API: `OPTIONS /` and `/api-description`, and OPTIONS of one model."""
+"""The routes that describe the API: `OPTIONS /` and `/api-description`, OPTIONS of one model; and what is said of workflows."""
 
 from collections.abc import Callable
 from importlib.metadata import version as package_version
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from sanic import HTTPResponse
 from sanic.request import Request
 
-from ringserve.server.app import App, json_response
+from ringserve.protocol.errors import METHOD_NOT_ALLOWED, MethodNotAllowed, NotFound, WorkflowNotFound
+from ringserve.server.app import NOT_FOUND, App, json_response
 from ringserve.server.openapi import (
     inference_document,
     management_document,
     model_management_document,
     shared_document,
 )
+from ringserve.server.routes.health import KSERVE_READY
 from ringserve.server.settings import Settings
 
 if TYPE_CHECKING:  # front ends have no registry
@@ -22,14 +24,39 @@ if TYPE_CHECKING:  # front ends have no registry
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 
 
-def add_inference(app: App, describe: Callable[[str], dict[str, Any]]) -> None:
-    """`describe` makes the document of the model that a path of predictions names, or raises."""
+# Where OPTIONS asks for the document of one model: the inference routes of targets.py, as Sanic writes them.
+INFERENCE_PATHS = (
+    "/predictions/<rest:path>",
+    "/explanations/<rest:path>",
+    "/invocations",
+    "/models/<model:str>/invoke",
+    KSERVE_READY,
+    "/v2/models/<model:str>/infer",
+    "/v2/models/<model:str>/explain",
+    "/<model:str>/predict",
+    "/<model:str>/<version:str>/predict",
+)
+
+
+def add_inference(app: App, describe: Callable[[str, bytes], dict[str, Any]]) -> None:
+    """`describe` makes the document of the model that a path, or the query of a URL, names, or raises."""
     add_document(app, inference_document(package_version("ringserve")))
 
-    async def of_model(request: Request, rest: str) -> HTTPResponse:
-        return json_response(describe(request.path), 200, request)
+    async def of_model(request: Request, **named: str) -> HTTPResponse:
+        if request.method != "OPTIONS":  # an inference would not be here, so this is none
+            if request.uri_template == KSERVE_READY and ":" not in named["model"]:
+                raise MethodNotAllowed(METHOD_NOT_ALLOWED)
+            raise NotFound(NOT_FOUND)
+        return json_response(describe(request.path, request.raw_url), 200, request)
 
-    app.add_route(of_model, "/predictions/<rest:path>", methods=["OPTIONS"], name="predictions-document")
+    for index, path in enumerate(INFERENCE_PATHS):
+        methods = [each for each in METHODS if (each, path) != ("GET", KSERVE_READY)]
+        app.add_route(of_model, path, methods=methods, name=f"document-{index}", unquote=True)
+
+    async def of_workflow(request: Request, workflow: str) -> HTTPResponse:
+        raise WorkflowNotFound(f"Workflow not found: {workflow}")
+
+    app.add_route(of_workflow, "/wfpredict/<workflow:str>", methods=METHODS, unquote=True)
 
 
 def add_management(app: App, registry: "Registry", settings: Settings) -> None:

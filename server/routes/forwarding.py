@@ -5,6 +5,7 @@ The supervisor answers as on an address of its own, so nothing here knows what t
 """
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SEGMENTS = {
     "management": frozenset(("", "api-description", "models", "status", "token", "workflows")),
     "metrics": frozenset(("metrics",)),
 }
+_INVOKE = re.compile("[^/]*/invoke/*")
 READ_BYTES = 65_536
 # These belong to one connection, or are said anew.
 _HOP_BY_HOP = frozenset(
@@ -66,8 +68,9 @@ class Forwarding:
         self._stopped = False
 
     def takes(self, path: str) -> bool:
-        """Whether a request for this path is to be passed on."""
-        return path[1:].partition("/")[0] in self._segments
+        """Whether a request for this path is to be passed on. `/models/{model}/invoke` is an inference, as in TorchServe."""
+        first, _, rest = path[1:].partition("/")
+        return first in self._segments and not (first == "models" and _INVOKE.fullmatch(rest))
 
     async def answer(
         self,

@@ -1,33 +1,24 @@
-"""The inference listener: `/ping` and `/predictions/{model}[/{version}[/{rest}]]` (contract sections 1.1-1.4, 1.8).
+"""The inference listener: `/ping` and the routes of targets.py (contract sections 1.1-1.4, 1.8).
 
-Predictions are answered here, in front of Sanic's router and response objects, which would cost as much again as everything
+Predictions and explanations are answered here, in front of Sanic's router and response objects, which would cost as much again as everything
 else on the path; any other request goes the ordinary way through Sanic. Plain predictions do not even come here:
 connection.py answers them.
 """
 
 import asyncio
 import resource
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
-from urllib.parse import unquote
 
 from sanic import HTTPResponse
 from sanic.exceptions import SanicException
 from sanic.http import Stage
 from sanic.request import Request
 
-from ringserve.protocol.errors import (
-    BadRequest,
-    BodyTooLarge,
-    ModelNotFound,
-    NotFound,
-    NoWorker,
-    RingServeError,
-    VersionNotFound,
-)
-from ringserve.protocol.request import HANDLER_HEADERS, Answer, InferRequest
+from ringserve.protocol.errors import BadRequest, BodyTooLarge, NotFound, NoWorker, RingServeError
+from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.app import NOT_FOUND, App, SizedRequest, empty_response, json_response, make_app, translate
 from ringserve.server.control import Keys
 from ringserve.server.dispatch import Dispatcher
@@ -51,20 +42,23 @@ from ringserve.server.routes.forwarding import Forwarding
 from ringserve.server.routes.guard import Guard, send
 from ringserve.server.routes.health import add_health
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
+from ringserve.server.routes.targets import (
+    Asked,
+    asked_for,
+    find,
+    handler_headers,
+    name_in,
+    no_worker_text,
+    query_inputs,
+)
 from ringserve.server.routes.transfer import HTTP_CONTINUE
-from ringserve.server.routing import RouteTable
+from ringserve.server.routing import RouteTable, Target
 from ringserve.server.security.tokens import Gate
 from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head
 
-PREFIX = "/predictions/"
 # How long a client waits for its answer, in milliseconds.
 TIMEOUT_HEADER = "x-request-timeout-ms"
 TIMEOUT_MS_MAX = 2**31 - 1
-# TorchServe's own two, of a prediction without a rest in its path.
-NO_WORKER = (
-    "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence inference,"
-    " please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +88,11 @@ class Inference:
         self.app.ctx.inference = self
         methods = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
         self.app.add_route(self._ping, "/ping", methods=methods)
+        self.app.add_route(self._ping, "/ping/<rest:path>", methods=methods, name="ping-below")  # as in TorchServe
         add_health(self.app, lambda: table.health)
         add_inference(self.app, self._document)
 
-    async def _ping(self, request: Request) -> HTTPResponse:
+    async def _ping(self, request: Request, rest: str = "") -> HTTPResponse:
         if self.table.healthy:
             return json_response({"status": "Healthy"}, 200, request)
         return json_response({"status": "Unhealthy"}, 500, request)
@@ -119,32 +114,61 @@ class Inference:
         self.gate = self._guard.gate
 
     async def serve(self, request: SizedRequest) -> None:
-        """Answer one request on its connection; any HTTP method but OPTIONS predicts, as in TorchServe."""
+        """Answer one request on its connection; any HTTP method but OPTIONS is an inference, as in TorchServe."""
         arrived_s = monotonic()
         try:
             if self._guard is not None and await self._stopped_by(self._guard, request):
                 pass
-            elif not request.path.startswith(PREFIX) or request.method == "OPTIONS":
+            elif (asked := self._asked(request)) is None:
                 await self._serve_other(request)
             else:
-                await self._predict(request, Passage(arrived_s))
+                await self._infer(request, asked, Passage(arrived_s))
         finally:  # a client that has its answer may leave while we wait for the rest of its body
             if self.access is not None:
                 self._log_access(self.access, request, arrived_s)
 
-    async def _predict(self, request: SizedRequest, passage: Passage) -> None:
+    def _asked(self, request: SizedRequest) -> Target | Asked | None:
+        """What an inference is asked of; None for anything else."""
+        if request.method == "OPTIONS" or (self.forwarding is not None and self.forwarding.takes(request.path)):
+            return None
+        return self.table.paths.get(request.path) or asked_for(request.path)
+
+    async def _located(self, request: SizedRequest, asked: Asked) -> Target:
+        """Raises what `find` raises, and what reading a form for the name of a model raises."""
+        query = query_inputs(asked, request.raw_url)
+        name = asked.model or name_in(query)
+        if not name and asked.with_query:
+            name = self.table.at_startup or await self._name_in_form(request)
+        return find(self.table, asked, name, query)
+
+    async def _name_in_form(self, request: SizedRequest) -> str:
+        """The model that a form asks for, whose body is then here as a whole; "" where it asks for none."""
+        content_type = request.headers.getone("content-type", "")
+        if not is_form(content_type):
+            return ""
+        request.body = bytes(await self._whole_body(request, asked_timeout_ms(request)))
+        return name_in(parse_form(content_type, request.body))
+
+    async def _infer(self, request: SizedRequest, asked: Target | Asked, passage: Passage) -> None:
         stream: Any = request.stream  # Sanic's Http; declared as its base
         connection = stream.protocol
         headers = request.headers
         rid = request.request_id = request_id(headers.getone("x-request-id", None))
+        target = None
         try:
-            dispatcher, rest, named = self.table.paths.get(request.path) or self._find(request.path)
-            passage.begin(dispatcher.meter, named=named)
-            seen = {} if dispatcher.typed else handler_headers(headers.items(), rest)
-            limit_ms = timeout_ms(headers.getone(TIMEOUT_HEADER)) if TIMEOUT_HEADER in headers else 0
+            target = asked if isinstance(asked, Target) else await self._located(request, asked)
+            dispatcher = target.dispatcher
+            passage.begin(dispatcher.meter, named=target.named)
+            if stream.expecting_continue:
+                headers.popall("expect")  # that is between the client and us
+            unseen = dispatcher.typed and not target.explains
+            seen = {} if unseen else handler_headers(headers.items(), target)
+            limit_ms = asked_timeout_ms(request)
             binary = is_binary(headers.getone("accept", "").encode("utf-8", "surrogateescape"))
             content_type = headers.getone("content-type", "")
-            wanted = InferRequest(rid, content_type, seen, b"", None, binary, limit_ms)
+            wanted = InferRequest(rid, content_type, seen, b"", None, binary, limit_ms, query=target.query)
+            if request.body:  # a form that was read for the name of the model
+                wanted = dispatcher.limits.stamped(wanted, passage.arrived_s)
             answer = bodiless(await self._submitted(request, dispatcher, wanted, passage))
             keep_alive = stream.keep_alive and answer.status < 400
             if answer.source is not None:
@@ -161,7 +185,7 @@ class Inference:
                 passage.miss("cancelled" if answer.source is None else "broken_off")
         except (RingServeError, SanicException) as error:
             keep_alive = False
-            await self._refuse(request, error, rid, passage)
+            await self._refuse(request, error, rid, passage, target)
         except BaseException:
             passage.miss("cancelled")
             raise
@@ -248,8 +272,9 @@ class Inference:
             await self._refuse(request, error, rid)
         stream.keep_alive, stream.response_func, stream.stage = keep_alive, None, Stage.IDLE
 
-    async def _whole_body(self, request: SizedRequest) -> bytes | bytearray | memoryview:
-        """Of a request that is not a prediction, and bounded like one. Raises `BodyTooLarge`."""
+    async def _whole_body(self, request: SizedRequest, patience_ms: int = 0) -> bytes | bytearray | memoryview:
+        """Of a request that is no prediction, or not yet, and bounded like one. Raises `BodyTooLarge`, and `DeadlineExceeded` where
+        the client's patience (0: without end) is over."""
         stream: Any = request.stream
         if not stream.request_body:
             return b""
@@ -260,11 +285,16 @@ class Inference:
             return request.body
         chunked = stream.request_body == "chunked"
         landing = GrowingLanding(self._request_bytes_max) if chunked else BufferLanding(length)
-        await self._receive(stream, landing, length, 0)
+        await self._receive(stream, landing, length, patience_ms)
         return landing.body
 
     async def _refuse(
-        self, request: SizedRequest, error: BaseException, rid: str, passage: Passage | None = None
+        self,
+        request: SizedRequest,
+        error: BaseException,
+        rid: str,
+        passage: Passage | None = None,
+        target: Target | None = None,
     ) -> None:
         """The last answer of a connection."""
         request.request_id = rid
@@ -274,7 +304,7 @@ class Inference:
         unread = bool(stream.request_body) and not (stream.expecting_continue and not stream.recv_buffer)
         stream.expecting_continue, stream.request_body = False, None
         await _when_writable(connection)
-        refusal = self.refusal(error, request.path)
+        refusal = self.refusal(error, target)
         answer = error_answer(refusal)
         buffers = answer_buffers(answer, rid, keep_alive=False, head_only=stream.head_only)
         self._put(connection, buffers, answer.status)
@@ -291,8 +321,8 @@ class Inference:
         """Read the body, where there is one, and wait for the answer."""
         stream: Any = request.stream
         form = is_form(wanted.content_type)
-        if not stream.request_body:
-            return await passage.enter(self._enter(dispatcher, wanted, b"", form=form))
+        if not stream.request_body:  # there is none, or it is here
+            return await passage.enter(self._enter(dispatcher, wanted, request.body, form=form))
         limit = self._request_bytes_max
         if stream.request_bytes_left > limit:
             raise BodyTooLarge(too_large_text(limit))
@@ -306,7 +336,7 @@ class Inference:
         landing: Landing
         if is_multipart(wanted.content_type):
             dispatcher.refuse()
-            landing = FormLanding(limit, dispatcher.limits.stamped(wanted), dispatcher.submit)
+            landing = FormLanding(limit, dispatcher.limits.stamped(wanted), dispatcher.submit, typed=dispatcher.typed)
         elif form:
             dispatcher.refuse()
             wanted = dispatcher.limits.stamped(wanted)
@@ -332,7 +362,7 @@ class Inference:
     ) -> Pending:
         parts = None
         if form:
-            parts, body = parse_form(wanted.content_type, bytes(body)), b""
+            parts, body = parse_form(wanted.content_type, bytes(body), typed=dispatcher.typed), b""
         return dispatcher.submit(wanted._replace(body=body, parts=parts))
 
     async def _receive(self, stream: Any, landing: Landing, length: int, patience_ms: int) -> None:
@@ -401,48 +431,35 @@ class Inference:
         stream.protocol.send_source(head, source, framed=framed, on_sent=on_sent)
         return await sent
 
-    def refusal(self, error: BaseException, path: str) -> RingServeError:
-        """What the client is told whose prediction at `path` ended with `error`."""
+    def refusal(self, error: BaseException, target: Target | None) -> RingServeError:
+        """What the client is told whose inference by `target` ended with `error`."""
         translated = translate(error, self._request_bytes_max)
-        if isinstance(translated, NoWorker):
-            translated = NoWorker(_no_worker_text(path), retry_after_s=translated.retry_after_s)
+        if isinstance(translated, NoWorker) and target is not None:
+            translated = type(translated)(no_worker_text(target), retry_after_s=translated.retry_after_s)
         return translated
 
-    def _document(self, path: str) -> dict[str, Any]:
-        """How the model at `path` is asked. Raises as `_find`."""
-        self._find(path)
-        name, *version = _segments(path)[:2]
-        model = self.table.models[name]
-        chosen = version or list(model.versions)
-        return model_inference_document(
-            name, model.default_version, {each: model.versions[each].signature for each in chosen}
-        )
-
-    def _find(self, path: str) -> tuple[Dispatcher, str, bool]:
-        """The paths that the table does not hold literally: escapes, trailing slashes, a rest after the version."""
-        segments = _segments(path)
-        if not segments:
+    def _document(self, path: str, url: bytes) -> dict[str, Any]:
+        """How the model is asked that `path`, or the query of `url`, names. Raises `NotFound`, and as `find`."""
+        asked = asked_for(path)
+        if asked is None:
             raise NotFound(NOT_FOUND)
-        model = self.table.models.get(segments[0])
-        if model is None:
-            raise ModelNotFound(f"Model not found: {segments[0]}")
-        version = segments[1] if len(segments) > 1 else model.default_version
-        dispatcher = model.versions.get(version)
-        if dispatcher is None:
-            raise VersionNotFound(f"Model version: {version} does not exist for model: {segments[0]}")
-        return dispatcher, "/".join(segments[2:]), len(segments) > 1
-
-
-def _segments(path: str) -> list[str]:
-    segments = unquote(path[len(PREFIX) :]).split("/")
-    while segments and not segments[-1]:
-        segments.pop()
-    return segments
+        name = asked.model or name_in(query_inputs(asked, url)) or self.table.at_startup
+        target = find(self.table, asked, name)
+        model = self.table.models[target.model]
+        chosen = [target.version] if target.named else list(model.versions)
+        signatures = {each: model.versions[each].signature for each in chosen}
+        return model_inference_document(target.model, model.default_version, signatures)
 
 
 async def _when_writable(connection: Any) -> None:
     if not connection._can_write.is_set():
         await connection._can_write.wait()
+
+
+def asked_timeout_ms(request: SizedRequest) -> int:
+    """How long the client says that it waits, 0 where it does not say. Raises `BadRequest`."""
+    headers = request.headers
+    return timeout_ms(headers.getone(TIMEOUT_HEADER)) if TIMEOUT_HEADER in headers else 0
 
 
 def timeout_ms(text: str) -> int:
@@ -457,15 +474,3 @@ def timeout_ms(text: str) -> int:
 def is_binary(accept: bytes | None) -> bool:
     """Whether the client wants the bytes of a typed model's arrays instead of JSON."""
     return accept == b"application/octet-stream"
-
-
-def handler_headers(headers: Iterable[tuple[str, str]], rest: str = "") -> dict[str, str]:
-    """What a handler may see: the last of a header sent twice, and what TorchServe adds."""
-    return {**dict(headers), **HANDLER_HEADERS, "url_path": rest}
-
-
-def _no_worker_text(path: str) -> str:
-    segments = _segments(path)
-    if len(segments) > 1:
-        return f'Model "{segments[0]}" Version {segments[1]}" {NO_WORKER}'  # the stray quote is TorchServe's
-    return f'Model "{segments[0]}" {NO_WORKER}'

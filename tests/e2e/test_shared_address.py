@@ -57,6 +57,9 @@ def client(shared: ServerProcess) -> Iterator[httpx.Client]:
 
 def test_both_apis_answer_on_one_connection(client: httpx.Client) -> None:
     assert client.get("/predictions/plain/2.0").text == "plain 2.0"
+    assert client.post("/models/plain/invoke").text == client.get("/plain/predict").text == "plain 1.0"
+    assert client.post("/invocations").text == "plain 1.0", "it was loaded at start-up"
+    assert client.get("/models/plain/2.0").json()[0]["modelVersion"] == "2.0"
     assert "ts_inference_requests_total" in client.get("/metrics").text
     listed = client.get("/models", params={"limit": 1})
     assert listed.headers["connection"] == "keep-alive"

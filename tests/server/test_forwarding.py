@@ -20,6 +20,12 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
         ("/models", True),
         ("/models/", True),
         ("/models/m/1.0/set-default", True),
+        ("/models/m/invoke", False),
+        ("/models/m/invoke/", False),
+        ("/models//invoke", False),
+        ("/models/m/1.0/invoke", True),
+        ("/models/m/invoked", True),
+        ("/models/invoke", True),
         ("/status", True),
         ("/token", True),
         ("/workflows/w", True),
@@ -31,7 +37,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
         ("/ping", False),
     ],
 )
-def test_the_first_segment_says_whose_a_path_is(path: str, forwarded: bool) -> None:
+def test_the_first_segment_says_whose_a_path_is_but_for_an_invocation(path: str, forwarded: bool) -> None:
     assert Forwarding(Path("nowhere")).takes(path) is forwarded
 
 

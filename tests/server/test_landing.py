@@ -141,7 +141,7 @@ def form(fields: list[bytes], *, end: bytes = b"--xyz--\r\n") -> bytes:
 def test_a_form_in_any_pieces_is_submitted_as_its_parts(fields: list[bytes], cuts: list[int]) -> None:
     """Short ones as bytes, long ones as places in a spool."""
     queue = Queue()
-    landing = FormLanding(LIMIT, FORM, queue.submit)
+    landing = FormLanding(LIMIT, FORM, queue.submit, typed=False)
     poured(landing, form(fields), cuts)
     assert landing.commit() is SUBMITTED
     request = queue.request
@@ -160,7 +160,7 @@ def test_a_form_in_any_pieces_is_submitted_as_its_parts(fields: list[bytes], cut
 @pytest.mark.parametrize("how", ["broken", "too long", "left"])
 def test_a_long_form_that_is_none_or_never_ends_leaves_nothing_open(how: str) -> None:
     whole = form([bytes(SPOOLED_BYTES_MIN)], end=b"and no boundary")
-    landing = FormLanding(len(whole), FORM, Queue().submit)
+    landing = FormLanding(len(whole), FORM, Queue().submit, typed=False)
     poured(landing, whole, [SPOOLED_BYTES_MIN])
     spool = landing._spool
     assert spool is not None

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringserve.protocol.errors import BadRequest
+from ringserve.protocol.payload import Part
 from ringserve.protocol.request import FormPart, InferRequest
 from ringserve.protocol.tensor import ITEM_BYTES, Signature, TensorSpec
 from ringserve.server.payloads import BytesEncoder, BytesPayload, TypedEncoder, TypedPayload, read_requests
@@ -55,13 +57,15 @@ requests = st.builds(
     body=st.binary(max_size=300),
     parts=st.none() | st.lists(form_parts, max_size=4),
     placed=st.none(),
+    query=st.lists(form_parts, max_size=3),
 )
 
 
 def expected_parts(request: InferRequest) -> list[tuple[str, str, bytes]]:
-    if request.parts is None:
-        return [("body", request.content_type, bytes(request.body))]
-    return [(part.name, part.content_type, part.data) for part in request.parts]
+    """Of the query and the body, or the form, which wins where both have a name."""
+    own = [FormPart("body", request.content_type, bytes(request.body))] if request.parts is None else request.parts
+    by_name = {part.name: part for part in (*request.query, *own)}
+    return [(part.name, part.content_type, part.data) for part in by_name.values()]
 
 
 @given(st.lists(requests, min_size=1, max_size=ROWS), st.lists(st.booleans(), min_size=ROWS, max_size=ROWS), st.data())
@@ -149,6 +153,35 @@ def test_a_cancelled_row_reads_as_an_empty_request_whatever_lies_there() -> None
     assert [len(request.parts) for request in found] == [0, 1, 0]
     found.clear()
     lane.close()
+
+
+@given(st.lists(form_parts, min_size=1, max_size=3))
+def test_what_a_query_brings_lies_behind_a_spooled_form(query: list[FormPart]) -> None:
+    lane, spool = lane_of(Signature()), Spool(None)
+    spool.write(b"first-second")
+    placed = (Part("a", "", 0, 5), Part("b", "image/png", 6, 6))
+    request = InferRequest("", "", {}, b"", placed=placed, query=query)
+    payload = BytesEncoder().encode_spooled(request, spool)
+    payload.to_parcel()
+    payload.write(lane.slabs[0], 0, 0, 7, 0)
+    parcel = Segment.attach(os.dup(spool.fd))
+    (found,), _ = read_requests(lane.slabs[0], 0, 1, lambda: parcel)
+    expected = {part.name: part.data for part in query} | {"a": b"first", "b": b"second"}
+    assert {part.name: bytes(part.data) for part in found.parts} == expected
+    del found
+    parcel.close()
+    spool.close()
+    lane.close()
+
+
+@pytest.mark.parametrize("how", ["encode", "expect"])
+def test_a_model_that_declares_its_inputs_explains_nothing_and_takes_no_query(how: str) -> None:
+    encoder = TypedEncoder(spec_of("int8", 2))
+    ask: Callable[[InferRequest], object] = encoder.encode if how == "encode" else lambda each: encoder.expect(each, 2)
+    request = InferRequest("", "", {}, b"ab", query=(FormPart("model_name", "", b"m"),))
+    assert isinstance(ask(request), TypedPayload)
+    with pytest.raises(BadRequest, match=r"^Explanation: expected a model with a handler, got one that declares"):
+        ask(request._replace(headers={"explain": "True"}))
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000))
@@ -297,6 +330,25 @@ def test_json_that_does_not_fit_is_refused_in_a_sentence(signature: Signature, t
     with pytest.raises(BadRequest) as caught:
         json_row(signature, text)
     assert caught.value.message.startswith(sentence)
+
+
+@pytest.mark.parametrize("around", [b"%b", b'{"x": %b}', b"[%b]"])
+def test_texts_take_no_more_memory_than_they_have_characters(around: bytes) -> None:
+    """An array of texts would have room for the longest in every place."""
+    body = around % orjson.dumps([""] * 10_000 + ["x" * 10_000])
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRequest, match=r"^Input x: expected float32 values, got a string\.$"):
+            json_row(spec_of("float32", 10_001), body)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+def test_quotes_in_the_name_of_an_input_are_no_texts() -> None:
+    spec = Signature((TensorSpec('a"b', "int8", (1,)),))
+    assert json_row(spec, b'{"a\\"b": [3]}') == [3]
 
 
 TWO = Signature((TensorSpec("a", "uint8", (2,)), TensorSpec("b", "float32", ())))

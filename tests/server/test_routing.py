@@ -8,10 +8,13 @@ import pytest
 from ringserve.protocol.errors import NoWorker
 from ringserve.protocol.request import InferRequest
 from ringserve.server.batching import BatchPolicy
-from ringserve.server.control import ModelRoute, Routes, VersionRoute
+from ringserve.server.control import ModelRoute, Routes, SequenceRules, VersionRoute
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.limits import Limits
-from ringserve.server.routing import RouteTable
+from ringserve.server.routes.targets import asked_for, find
+from ringserve.server.routing import RouteTable, Target
+from ringserve.server.sequences.dispatcher import SequenceDispatcher
+from ringserve.server.tickets import TicketDispatcher
 
 REQUEST = InferRequest("id", "", {}, b"")
 
@@ -34,7 +37,7 @@ class Applied:
         self.table = RouteTable()
         self.new: list[int] = []
 
-    def apply(self, table: Routes) -> dict[str, tuple[Dispatcher, str, bool]]:
+    def apply(self, table: Routes) -> dict[str, Target]:
         """On a loop, because dispatchers are made on one."""
 
         async def on_loop() -> None:
@@ -44,16 +47,45 @@ class Applied:
         return self.table.paths
 
 
+PREDICTS, EXPLAINS = {"explain": "False"}, {"explain": "True"}
+
+
 def test_a_model_has_a_path_of_its_own_and_one_for_each_version() -> None:
     applied = Applied()
     paths = applied.apply(routes(version(1), version(2, name="2.0"), default="2.0"))
     one, two = applied.table.dispatchers[1], applied.table.dispatchers[2]
+    seen, explained = {**PREDICTS, "url_path": ""}, {**EXPLAINS, "url_path": ""}
     assert paths == {
-        "/predictions/m/1.0": (one, "", True),
-        "/predictions/m/2.0": (two, "", True),
-        "/predictions/m": (two, "", False),
+        "/predictions/m/1.0": Target(one, "m", "1.0", True, seen),
+        "/predictions/m/2.0": Target(two, "m", "2.0", True, seen),
+        "/predictions/m": Target(two, "m", "2.0", False, seen),
+        "/explanations/m/1.0": Target(one, "m", "1.0", True, explained, True),
+        "/explanations/m/2.0": Target(two, "m", "2.0", True, explained, True),
+        "/explanations/m": Target(two, "m", "2.0", False, explained, True),
+        "/v1/models/m:predict": Target(two, "m", "2.0", False, PREDICTS),
+        "/v1/models/m:explain": Target(two, "m", "2.0", False, EXPLAINS, True),
     }
     assert applied.new == [1, 2]
+
+
+def test_literal_paths_mean_what_reading_them_says() -> None:
+    applied = Applied()
+    for path, target in applied.apply(routes(version(1), version(2, name="2.0"), version(3, "m:predict"))).items():
+        asked = asked_for(path)
+        assert asked is not None
+        assert find(applied.table, asked, asked.model) == target
+
+
+@pytest.mark.parametrize(("at_startup", "expected"), [([], ""), (["a"], "a"), (["a", "b"], ""), (["c"], "c")])
+def test_the_model_that_was_loaded_at_startup_is_known_when_it_is_the_only_one(
+    at_startup: list[str], expected: str
+) -> None:
+    applied = Applied()
+    told = routes(*(version(key, name) for key, name in enumerate("abc")))
+    for name in at_startup:
+        told.models[name] = msgspec.structs.replace(told.models[name], at_startup=True)
+    applied.apply(told)
+    assert applied.table.at_startup == expected
 
 
 def test_a_dispatcher_is_what_its_route_says() -> None:
@@ -80,7 +112,9 @@ def test_a_removed_version_loses_its_paths_and_keeps_its_dispatcher() -> None:
     applied = Applied()
     applied.apply(routes(version(1), version(2, model="other")))
     leaving = applied.table.dispatchers[1]
-    assert set(applied.apply(routes(version(2, model="other")))) == {"/predictions/other", "/predictions/other/1.0"}
+    paths = set(applied.apply(routes(version(2, model="other"))))
+    assert {"/predictions/other", "/predictions/other/1.0"} <= paths
+    assert not {"/predictions/m", "/predictions/m/1.0"} & paths
     assert applied.table.models.keys() == {"other"}
     assert applied.table.dispatchers[1] is leaving
 
@@ -127,3 +161,12 @@ def test_a_version_without_workers_refuses_until_it_has_some() -> None:
         assert not dispatcher.submit(REQUEST).done()
 
     asyncio.run(on_loop())
+
+
+def test_how_a_version_wants_to_be_asked_says_which_dispatcher_it_has() -> None:
+    applied = Applied()
+    stateful = msgspec.structs.replace(version(2, "stateful"), sequences=SequenceRules(500, 3))
+    ticketed = msgspec.structs.replace(version(3, "ticketed"), tickets=True)
+    applied.apply(routes(version(1), stateful, ticketed))
+    kinds = {key: type(dispatcher) for key, dispatcher in applied.table.dispatchers.items()}
+    assert kinds == {1: Dispatcher, 2: SequenceDispatcher, 3: TicketDispatcher}
