@@ -20,6 +20,8 @@
         ├── WorkerLost              500   the process that ran the request died
         ├── WorkerStartFailed       500
         ├── NoWorker                503   retry: nobody serves this version now
+        │   ├── NoTicket            503   retry: every worker is busy, and the model takes no more requests than those
+        │   └── SequenceRejected    503   too many sequences or requests in one, or it has ended
         ├── QueueFull               503   retry: `job_queue_size` requests already wait
         ├── ShuttingDown            503   retry elsewhere
         ├── PredictionFailed        503   the model raised, or answered out of contract
@@ -151,6 +153,18 @@ class WorkerStartFailed(ServerError):
 
 class NoWorker(ServerError):
     status, type, code, retryable = 503, "ServiceUnavailableException", "no_worker", True
+
+
+class NoTicket(NoWorker):
+    """The model has `useJobTicket`, and every worker has a request."""
+
+    code = "no_ticket"
+
+
+class SequenceRejected(NoWorker):
+    """There are `maxNumSequence` sequences, `maxSequenceJobQueueSize` requests wait in this one, or it has ended."""
+
+    code = "sequence_rejected"
 
 
 class QueueFull(ServerError):

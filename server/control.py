@@ -13,6 +13,10 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of every message."""
 
 
+class Word(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of what a message may say several of."""
+
+
 # ---- supervisor → front end
 
 
@@ -64,11 +68,24 @@ class UseCertificate(Message, frozen=True):
     Descriptor: a memory file with the private key and the chain."""
 
 
+class SequenceRules(msgspec.Struct, frozen=True, array_like=True):
+    """How a front end treats sequences: one that has been silent for `idle_ms_max` has ended, `waiting_max` requests of one may
+    wait, and these request headers, in lower case, say which one, that it begins and that it ends; the last one of a response
+    as well."""
+
+    idle_ms_max: int
+    waiting_max: int
+    id_header: str = "ts_request_sequence_id"
+    start_header: str = "ts_request_sequence_start"
+    end_header: str = "ts_request_sequence_end"
+
+
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     """How a front end treats one model version; `key` is the supervisor's number for it, never reused. `serviceable` is
     false when no worker runs, starts or is about to be restarted. The timeouts are how long a request may wait for a worker,
     and for its answer; 0 is for ever. `settled`: its first workers have all loaded, or one has failed to. `probe_at_ns`: when a
-    version that is not serviceable will be tried again (CLOCK_MONOTONIC), 0 where nobody knows."""
+    version that is not serviceable will be tried again (CLOCK_MONOTONIC), 0 where nobody knows. `tickets`: it takes no more requests
+    than it has workers. `sequences`: its requests belong together."""
 
     key: int
     model: str
@@ -85,11 +102,16 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     ready_workers: int = 0
     settled: bool = True
     probe_at_ns: int = 0
+    tickets: bool = False
+    sequences: SequenceRules | None = None
 
 
 class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
+    """`at_startup`: it was loaded because somebody named it, or it was there, when the server started."""
+
     default_version: str
     versions: dict[str, VersionRoute]
+    at_startup: bool = False
 
 
 class Routes(Message, frozen=True):
@@ -159,6 +181,52 @@ class CloseLane(Message, frozen=True):
     key: int
 
 
+class GrantSequence(Word, frozen=True):
+    """A word of `SequencesTold`: a sequence that version `key` was asked for is called `number` from now on and belongs to this worker; "": to none yet, another
+    grant will follow. `lives_in`: the version that has the worker, which is another one when that began with the sequence and
+    was replaced meanwhile. `token` is that of the question."""
+
+    key: int
+    sequence_id: str
+    token: int
+    number: int
+    worker_id: str
+    lives_in: int
+
+
+class RefuseSequence(Word, frozen=True):
+    """A word of `SequencesTold`: no, and `cause` is the sentence for those who ask for it."""
+
+    key: int
+    sequence_id: str
+    token: int
+    cause: str
+
+
+class RevokeSequence(Word, frozen=True):
+    """A word of `SequencesTold`: it has ended, so its worker is given nothing more of it; answered with `SequenceLeft`."""
+
+    key: int
+    number: int
+    cause: str
+
+
+class SequenceEnded(Word, frozen=True):
+    """A word of `SequencesTold`: what `EndSequence` asked for is so in all front ends."""
+
+    key: int
+    token: int
+
+
+SequenceTold = GrantSequence | RefuseSequence | RevokeSequence | SequenceEnded
+
+
+class SequencesTold(Message, frozen=True):
+    """What there is to be said about sequences: in one message, because a crowd of them must not fill the socket."""
+
+    words: tuple[SequenceTold, ...]
+
+
 class AskQueues(Message, frozen=True):
     """Answered with `Queues`, which tells more of the versions with these keys."""
 
@@ -210,6 +278,51 @@ class WorkerStuck(Message, frozen=True):
     worker_id: str
 
 
+class AskSequence(Word, frozen=True):
+    """A word of `SequencesSaid`: whose worker gets the requests of this sequence? Answered with `GrantSequence` or `RefuseSequence`.
+    The front end holds the sequence then, by this `token`, of which a later one is greater."""
+
+    key: int
+    sequence_id: str
+    token: int
+
+
+class ReleaseSequence(Word, frozen=True):
+    """A word of `SequencesSaid`: nothing has come of it here for long, or nothing ever did. As far as this front end is concerned, it
+    has ended. It counts as long as the front end holds the sequence by that token, and has not asked again."""
+
+    key: int
+    number: int
+    token: int
+
+
+class EndSequence(Word, frozen=True):
+    """A word of `SequencesSaid`: its last request is answered, and this front end has left it; answered with `SequenceEnded`. Without a
+    `number` it is known by its id, and by the worker that said so."""
+
+    key: int
+    token: int
+    number: int = 0
+    sequence_id: str = ""
+    worker_id: str = ""
+
+
+class SequenceLeft(Word, frozen=True):
+    """A word of `SequencesSaid`: this front end gives its worker nothing more of it."""
+
+    key: int
+    number: int
+
+
+SequenceSaid = AskSequence | ReleaseSequence | EndSequence | SequenceLeft
+
+
+class SequencesSaid(Message, frozen=True):
+    """What there is to be said about sequences, in the order in which it came up."""
+
+    words: tuple[SequenceSaid, ...]
+
+
 class Load(msgspec.Struct, frozen=True, array_like=True):
     """What one version has to do in one front end: requests that no worker has begun with, since when the oldest of them has waited
     (CLOCK_MONOTONIC, 0: none does), and what was answered so far in how much time of workers."""
@@ -256,6 +369,8 @@ class LoadModel(Message, frozen=True):
     warmup: tuple[Sample, ...] = ()
     max_requests: int = 0
     metrics: MetricPlan = MetricPlan()
+    stateful: bool = False
+    envelope: str = ""
 
 
 class LinkLane(Message, frozen=True):
@@ -326,7 +441,7 @@ class BuildEnvironment(Message, frozen=True):
     own_pip: bool
 
 
-FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | Queues | Counted
+FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | SequencesSaid | Queues | Counted
 ToFrontEnd = (
     ServeHttp
     | Keys
@@ -339,6 +454,7 @@ ToFrontEnd = (
     | DetachWorker
     | WorkerGone
     | CloseLane
+    | SequencesTold
     | AskQueues
     | AskCounters
     | Drain

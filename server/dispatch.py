@@ -28,7 +28,7 @@ from ringserve.server.batching import BatchPolicy, WaitUntil
 from ringserve.server.control import Load
 from ringserve.server.deadlines import Deadlines
 from ringserve.server.delivery import Delivery
-from ringserve.server.drain_rate import RETRY_S_MAX, RETRY_S_MIN, DrainRate
+from ringserve.server.drain_rate import DrainRate, seconds_until
 from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending, has_begun, least_loaded
 from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
 from ringserve.server.limits import Limits
@@ -65,7 +65,8 @@ class Dispatcher:
         self.mismatched_replies = 0
         self.on_stuck: Callable[[str], None] = lambda worker_id: None
         self._loop = asyncio.get_running_loop()
-        self._queue = SlabQueue(label, policy, self.admission)
+        self._begin = Pending.begin
+        self._queue = self._make_queue(policy)
         self._deadlines = Deadlines(self._loop, self._expire)
         self._drain = DrainRate(time.monotonic())
         self._delivery: Delivery | None = None
@@ -77,6 +78,9 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._give_back_timer: asyncio.TimerHandle | None = None
         self._on_idle: Callable[[], None] | None = None
+
+    def _make_queue(self, policy: BatchPolicy) -> SlabQueue:
+        return SlabQueue(self.label, policy, self.admission)
 
     # ---- requests
 
@@ -154,17 +158,15 @@ class Dispatcher:
             raise self._full()
 
     def _no_worker(self) -> NoWorker:
-        """The next one is tried when the supervisor said; once that time has come, it may be there any moment."""
-        left_s = (self._probe_at_ns - time.monotonic_ns()) / 1e9
-        after_s = math.ceil(min(max(left_s, RETRY_S_MIN), RETRY_S_MAX)) if self._probe_at_ns else None
+        after_s = seconds_until(self._probe_at_ns, time.monotonic_ns())
         return NoWorker(f"{self.label} has no worker", retry_after_s=after_s)
 
-    def _full(self) -> QueueFull:
+    def _full(self) -> RingServeError:
         after_s = self._drain.seconds_for(self.admission.waiting, time.monotonic())
         return QueueFull(self._queue.full_text(), retry_after_s=math.ceil(after_s))
 
     def _pending(self, request: InferRequest) -> Pending:
-        pending = Pending.begin(self._loop, self._forsaken)
+        pending = self._begin(self._loop, self._forsaken)
         if request.binary:
             pending.binary = True
         limits = self.limits

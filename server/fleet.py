@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -44,6 +44,9 @@ from ringserve.server.control import (
     OpenLane,
     Queues,
     Routes,
+    SequenceSaid,
+    SequencesSaid,
+    SequencesTold,
     ServeHttp,
     ShareQueue,
     UseCertificate,
@@ -100,11 +103,14 @@ class FrontEndSlot:
 @dataclass(frozen=True, slots=True)
 class FleetHooks:
     """What the fleet asks of the rest of the supervisor. `routes` is what can be asked for now, of no epoch yet;
-    `ready_workers` lists who must be linked to a fresh front end; `on_stuck(version key, worker id)`."""
+    `ready_workers` lists who must be linked to a fresh front end; `on_stuck(version key, worker id)`; `on_sequences(front end,
+    words)` is what one says of sequences, `on_gone(front end)` that it knows nothing any more."""
 
     routes: Callable[[], Routes]
     ready_workers: Callable[[], Iterable[tuple[ModelVersion, WorkerSlot]]]
     on_stuck: Callable[[int, str], None]
+    on_sequences: Callable[[int, Sequence[SequenceSaid]], None] = lambda front_end, words: None
+    on_gone: Callable[[int], None] = lambda front_end: None
 
 
 class Fleet:
@@ -203,6 +209,7 @@ class Fleet:
         if self._connections is not None:
             self._connections.say(slot.index, NOT_THERE)
         self._confirmations.front_end_gone(slot.index)
+        self._hooks.on_gone(slot.index)
 
     async def stop(self, drain_s: float, unused_s: float = UNUSED_S_MIN, *, handed_over: bool = False) -> None:
         """Drain and end all front ends. Who connects from now on is refused: in the socket's queue nobody would answer. Or is
@@ -267,6 +274,8 @@ class Fleet:
                 self._confirmations.came(word)
             case LaneClosed(key=key):
                 self._confirmations.came((LaneClosed, index, key))
+            case SequencesSaid(words=words):
+                self._hooks.on_sequences(index, words)
             case Queues(token=token):
                 self._confirmations.came((Queues, index, token), message)
             case Counted(token=token):
@@ -359,6 +368,14 @@ class Fleet:
             logger.error("front end %d counts what waits for it alone: %s", slot.index, error)
             return
         slot.child.send(ShareQueue(key, slot.index), [page.fd])
+
+    def tell(self, front_end: int, message: SequencesTold) -> None:
+        """One that has ended meanwhile is not told."""
+        self._slots[front_end].child.send(message)
+
+    def reachable(self, front_end: int, key: int) -> Collection[str]:
+        """The workers of version `key` that it is linked with."""
+        return {worker_id for each, worker_id in self._slots[front_end].attached if each == key}
 
     async def count(self) -> None:
         """Have everything that front ends have measured put into the counters, as far as they do so in time."""

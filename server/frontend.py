@@ -51,6 +51,7 @@ from ringserve.server.control import (
     OpenLane,
     Queues,
     Routes,
+    SequencesTold,
     ServeHttp,
     ShareCounters,
     ShareQueue,
@@ -71,6 +72,7 @@ from ringserve.server.routing import RouteTable
 from ringserve.server.security.cors import answers_preflights
 from ringserve.server.security.tls import Tls, from_memory, server_context
 from ringserve.server.security.tokens import Plane
+from ringserve.server.sequences.dispatcher import SequenceDispatcher, pass_on
 from ringserve.server.wire import add_fixed_headers
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import END_FDS, FrontLink
@@ -208,6 +210,8 @@ class FrontEnd:
                     dispatchers[message.key].worker_gone(message.worker_id, error)
             case CloseLane():
                 self._close_lane(message.key)
+            case SequencesTold():
+                pass_on(message, dispatchers, self._tell)
             case AskQueues():
                 waiting = {key: each.waiting for key, each in dispatchers.items()}
                 loads = {key: dispatchers[key].load for key in message.keys if key in dispatchers}
@@ -223,6 +227,8 @@ class FrontEnd:
 
     def _watch_version(self, key: int, dispatcher: Dispatcher) -> None:
         dispatcher.on_stuck = lambda worker_id: self._tell(WorkerStuck(key, worker_id))
+        if isinstance(dispatcher, SequenceDispatcher):
+            dispatcher.tell = self._tell
         if key in self._pages:
             page, own = self._pages.pop(key)
             dispatcher.admission.share(page.view, own)

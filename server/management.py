@@ -266,7 +266,7 @@ class Management:
         """Serve what lies in the repository. Beside: loaded and warmed up first, then in one publication it is there and
         `replaces` is not, which then answers what it has and goes. Raises `RingServeError`; then nothing has changed. Not
         beside: there at once, and its requests wait while it loads."""
-        unpacked = await asyncio.to_thread(self._store.unpack, dropped.path, dropped.name_if_absent)
+        unpacked = await asyncio.to_thread(self._store.unpack, dropped.path, dropped.name_if_absent, aside=True)
         # What comes this way needs no permission, and has as many workers as what is named at start-up.
         wanted = Registration(dropped.url, dropped.model_name, at_startup=True)
         try:

@@ -7,7 +7,6 @@ loads beside it and takes its place once it is ready; until then, and for as lon
 import asyncio
 import logging
 import random
-import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,7 +34,7 @@ from ringserve.server.metrics.listing import Emitted
 from ringserve.server.placement import Place
 from ringserve.server.process import Child, model_logger, oom_kills, rss_bytes
 from ringserve.server.registry import ModelVersion
-from ringserve.server.worker_slot import WorkerSlot, environment
+from ringserve.server.worker_slot import MakeEnvironment, WorkerSlot, environment
 
 logger = logging.getLogger("ringserve.pool")
 
@@ -67,7 +66,7 @@ class WorkerPool:
     """Starts, watches, restarts, replaces and stops."""
 
     def __init__(
-        self, version: ModelVersion, load: LoadModel, hooks: PoolHooks, hidden: re.Pattern[str] | None = None
+        self, version: ModelVersion, load: LoadModel, hooks: PoolHooks, environ: MakeEnvironment = environment
     ) -> None:
         self.version = version
         self.slots: list[WorkerSlot] = []
@@ -78,7 +77,7 @@ class WorkerPool:
         self._fresh_not_before_s = 0.0
         self._load = load
         self._hooks = hooks
-        self._hidden = hidden  # names of the environment that models do not see
+        self._environ = environ
         self._breaker = Breaker()
         self._last_error: RingServeError | None = None
         self._clock: asyncio.TimerHandle | None = None  # when the breaker lets the next worker start
@@ -246,7 +245,7 @@ class WorkerPool:
         try:
             child.start(
                 "ringserve.server.worker",
-                environment(place, max(len(self.slots), self.version.max_workers), self._hidden),
+                self._environ(place, max(len(self.slots), self.version.max_workers)),
                 lambda message, fds: self._heard(slot, message),
                 lambda: self._exited(slot, child),
                 self.version.python,

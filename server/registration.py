@@ -1,6 +1,5 @@
 """From what somebody asked for, what the archive says and the defaults to a model version (contract sections 2.2, 7.6, 9.4)."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +10,12 @@ import msgspec
 from ringserve.protocol.errors import BadRequest, InvalidModel
 from ringserve.server.budget import cpu_count
 from ringserve.server.registry import ModelVersion, ServingOptions
-from ringserve.server.repository.manifest import DEFAULT_HANDLER, check_inside, usable_name
-from ringserve.server.repository.model_config import parse_model_config, unsupported_keys
+from ringserve.server.repository.manifest import DEFAULT_HANDLER, check_handled, check_inside, usable_name
+from ringserve.server.repository.model_config import HANDLER, ModelConfig, parse_model_config
+from ringserve.server.repository.modes import check_modes
+from ringserve.server.repository.sections import NO_ENVELOPE
 from ringserve.server.repository.store import UnpackedModel
 from ringserve.server.settings import BATCH_SIZE_MAX, WORKERS_MAX, Settings
-
-logger = logging.getLogger("ringserve.management")
 
 QUEUE_WAIT_MS_DEFAULT = 100
 
@@ -76,15 +75,14 @@ def make_version(
     label = manifest.model_version if version is None else usable_name("version", version)
     if wanted.handler:
         check_inside("handler", wanted.handler.partition(":")[0])
+    check_handled(manifest, wanted.handler or settings.default_service_handler)
+    check_modes(config.raw)
     defaults = _Defaults(settings.model_defaults, name, label)
     low, high = config.worker_range or _workers(wanted, settings, defaults)
     if high > WORKERS_MAX:
         said_by = "initial_workers" if config.worker_range is None else "maxWorkers"
         raise BadRequest(f"{said_by}: expected at most {WORKERS_MAX}, got {high}")
     options = _options(wanted, unpacked, settings, defaults)
-    ignored = unsupported_keys(config)
-    if ignored:
-        logger.warning("%s: this version does not do what model-config.yaml asks for by: %s", name, ", ".join(ignored))
     return ModelVersion(
         key, name, label, wanted.url or "", unpacked, options, low, high, handler_given=wanted.handler or None
     )
@@ -130,7 +128,14 @@ def _options(
         handler=wanted.handler or _handler(unpacked.manifest.handler, settings),
         loaded_at_startup=wanted.at_startup,
         queue_timeout_s=_first(config.queue_timeout_s, wanted.queue_timeout_s, settings.default_queue_timeout_s),
+        envelope=_envelope(config, settings),
     )
+
+
+def _envelope(config: ModelConfig, settings: Settings) -> str:
+    """The model's own, or else the server's. As in TorchServe, `model.envelope` of a manifest has no effect."""
+    name = settings.service_envelope if config.envelope is None else config.envelope
+    return "" if name == NO_ENVELOPE or config.backend != HANDLER else name
 
 
 def _handler(said_by_manifest: str, settings: Settings) -> str:

@@ -25,6 +25,7 @@ class ServingOptions:
     handler: str
     loaded_at_startup: bool
     queue_timeout_s: int = 0
+    envelope: str = ""  # around the handler
 
 
 @dataclass(eq=False, slots=True)

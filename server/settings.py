@@ -96,6 +96,11 @@ class Settings:
     metric_time_interval_s: int = 60
     blacklist_env_vars: str = ""
     default_service_handler: str = ""
+    # Headers by which requests say which sequence they belong to, and that it begins or ends with them.
+    ts_header_key_sequence_id: str = "ts_request_sequence_id"
+    ts_header_key_sequence_start: str = "ts_request_sequence_start"
+    ts_header_key_sequence_end: str = "ts_request_sequence_end"
+    service_envelope: str = ""
     model_control_mode: str = "auto"
     repository_poll_s: int = 5
     allowed_urls: tuple[str, ...] = ()  # regular expressions; none: no remote sources

@@ -34,8 +34,9 @@ from ringserve.server.placement import CPU, Place
 from ringserve.server.pool import PoolHooks, WorkerPool
 from ringserve.server.registry import ModelVersion, Registry
 from ringserve.server.repository.store import ModelStore
+from ringserve.server.sequences.owner import Sequences, context_variables, sequence_rules
 from ringserve.server.settings import Settings
-from ringserve.server.worker_slot import WorkerSlot
+from ringserve.server.worker_slot import WorkerSlot, environment
 
 logger = logging.getLogger("ringserve.management")
 
@@ -66,6 +67,7 @@ class Versions:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
         self._draining = False
+        self.sequences = Sequences(lambda: self.fleet)
 
     # ---- in
 
@@ -141,11 +143,15 @@ class Versions:
         if make_default and not model.pinned:
             model.default_version = version.version
         del self._beside[version.key]
+        if replaces is not None:
+            self.sequences.follows(version, replaces)
         await self.publish()
 
     def _make_pool(self, version: ModelVersion) -> None:
+        self.sequences.add(version)
         hidden = re.compile(self._settings.blacklist_env_vars) if self._settings.blacklist_env_vars else None
-        self._pools[version.key] = WorkerPool(version, self._load_message(version), self._hooks(version), hidden)
+        environ = partial(environment, hidden=hidden, more=context_variables(self._settings))
+        self._pools[version.key] = WorkerPool(version, self._load_message(version), self._hooks(version), environ)
 
     def _load_message(self, version: ModelVersion) -> LoadModel:
         manifest, config = version.unpacked.manifest, version.unpacked.config
@@ -165,7 +171,9 @@ class Versions:
             server_version=self._server_version,
             warmup=config.sections.warmup,
             max_requests=config.sections.recycle.max_requests,
+            stateful=config.sequences is not None,
             metrics=self.handler_metrics.plan,
+            envelope=version.options.envelope,
         )
 
     def _hooks(self, version: ModelVersion) -> PoolHooks:
@@ -180,6 +188,7 @@ class Versions:
                 raise Internal(f"Worker {slot.worker_id} declares other inputs and outputs than the workers before it.")
             if self.fleet is not None:
                 self.fleet.link(version, slot)
+            self.sequences.worker_ready(version, slot.worker_id)
             placer.loaded(slot.place)
 
         def on_lost(slot: WorkerSlot, status: int, cause: str) -> None:
@@ -188,10 +197,13 @@ class Versions:
                 self.worker_deaths[version.name, version.version] += 1
             if self.fleet is not None:
                 self.fleet.worker_gone(version, slot.worker_id, status, cause)
+            self.sequences.worker_gone(version, slot.worker_id)
 
         async def detach(slot: WorkerSlot) -> None:
             if self.fleet is not None:
-                await self.fleet.detach(version, slot.worker_id, self._settings.unregister_model_timeout_s)
+                patience_s = self._settings.unregister_model_timeout_s
+                await self.sequences.vacated(version, slot.worker_id, patience_s)
+                await self.fleet.detach(version, slot.worker_id, patience_s)
 
         def place(instead_of: Place = CPU) -> Place:
             config = version.unpacked.config
@@ -297,6 +309,7 @@ class Versions:
             return answered
         if self.fleet is not None:
             patience_s = self._settings.unregister_model_timeout_s
+            await self.sequences.run_out(version, patience_s)
             await self._restarted(self.fleet, pool, patience_s)
             pool.give_up_starting()
             answered = await self.fleet.close_lanes(version, patience_s)
@@ -304,6 +317,7 @@ class Versions:
                 logger.warning("%s: requests were not answered within %d s; its workers end", version.name, patience_s)
         await pool.shrink(0)
         self._pools.pop(version.key, None)
+        self.sequences.remove(version)
         self._settled.discard(version.key)
         await asyncio.to_thread(self._store.discard, version.unpacked)
         if version.fetched is not None:
@@ -325,6 +339,7 @@ class Versions:
     async def stop(self) -> None:
         """The end of the server: every worker of every version. Whoever is changing something is refused from here on."""
         self._stopped = True
+        self.sequences.stop()
         for pool in self._pools.values():
             pool.give_up_starting()
         ends = asyncio.gather(*(pool.shrink(0) for pool in self._pools.values()))
@@ -345,7 +360,8 @@ class Versions:
         models = {}
         for name, model in self.registry.models.items():
             versions = {each.version: self._route(each) for each in model.versions.values()}
-            models[name] = ModelRoute(model.default_version, versions)
+            at_startup = any(each.options.loaded_at_startup for each in model.versions.values())
+            models[name] = ModelRoute(model.default_version, versions, at_startup)
         beside = tuple(self._route(each) for each in self._beside.values())
         return Routes(0, self.healthy, models, not self._starting, beside, self._draining)
 
@@ -368,6 +384,8 @@ class Versions:
             ready_workers=pool.ready_count if pool is not None else 0,
             settled=self._has_settled(version),
             probe_at_ns=pool.probe_at_ns if pool is not None else 0,
+            tickets=version.unpacked.config.use_job_ticket,
+            sequences=sequence_rules(version, self._settings),
         )
 
     def _has_settled(self, version: ModelVersion) -> bool:

@@ -38,7 +38,7 @@ from ringserve.server.control import (
     Worn,
 )
 from ringserve.server.describing import describe
-from ringserve.server.execution import Execution
+from ringserve.server.execution import RETRY_S_MAX, Execution
 from ringserve.server.metrics.emissions import Emissions
 from ringserve.server.metrics.listing import MetricPlan
 from ringserve.server.replies import STATUS_OVERFLOW
@@ -95,11 +95,12 @@ class Worker:
         response_bytes_max: int,
         requests_max: int = 0,
         emissions: Emissions | None = None,
+        retry_s_max: float = RETRY_S_MAX,
     ) -> None:
         self._channel = channel
         self._emissions = emissions or Emissions(MetricPlan())
         self._backend = backend
-        self._execution = Execution(backend, signature, response_bytes_max)
+        self._execution = Execution(backend, signature, response_bytes_max, retry_s_max)
         self._lanes: dict[int, ServedLane] = {}  # by the descriptor of their doorbell
         self._poller = select.poll()
         self._at_work = False
@@ -256,6 +257,7 @@ def _model_of(message: LoadModel) -> LoadedModel:
         device=message.device,
         gpu_id=message.gpu_id,
         metrics=tuple((each.kind, each.name, each.unit, each.dimensions) for each in message.metrics.listed),
+        envelope=message.envelope,
     )
 
 
@@ -277,7 +279,8 @@ def _end_group() -> None:
 
 def _exit_at_once() -> NoReturn:
     """A thread of the model's would keep alive a worker that answers nobody."""
-    sys.stdout.flush()
+    with contextlib.suppress(Exception):  # whatever the model has made of it
+        sys.stdout.flush()
     os._exit(1)
 
 
@@ -291,6 +294,9 @@ def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature, Emissions]:
     collect_in(emissions)
     try:
         os.chdir(message.model_dir)
+        os.environ["TS_DECODE_INPUT_REQUEST"] = str(
+            message.decode_input_request
+        ).lower()  # as TorchServe's workers have it
         backend = create_backend(message.backend)
         signature = backend.load(_model_of(message))
         samples = samples_of(Path(message.model_dir), message.warmup, message.config)
@@ -334,7 +340,10 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         channel.send(Loaded(signature))
-        worker = Worker(channel, backend, signature, message.response_bytes_max, message.max_requests, emissions)
+        # A model that keeps the state of a sequence must not be asked for a row twice.
+        retry_s_max = 0.0 if message.stateful else RETRY_S_MAX
+        response_bytes_max = message.response_bytes_max
+        worker = Worker(channel, backend, signature, response_bytes_max, message.max_requests, emissions, retry_s_max)
         try:
             worker.serve_forever()
         except Exception:

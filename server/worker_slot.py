@@ -4,6 +4,8 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from ringserve.protocol.errors import RingServeError
 from ringserve.server.budget import worker_threads
@@ -11,7 +13,11 @@ from ringserve.server.lifecycle import FAILURES_TOLERATED, State
 from ringserve.server.placement import Place
 from ringserve.server.process import ALLOCATOR, Child
 
+MakeEnvironment = Callable[[Place, int], dict[str, str]]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# onnxruntime reports to its maker from release 1.29 on, and keeps a file of it among the temporary ones. A server reports to
+# nobody, unless its environment says so.
+QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
 
 
 class WorkerSlot:
@@ -89,16 +95,20 @@ class WorkerSlot:
             self.clock = None
 
 
-def environment(place: Place, workers: int, hidden: re.Pattern[str] | None = None) -> dict[str, str]:
+def environment(
+    place: Place, workers: int, hidden: re.Pattern[str] | None = None, more: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """The server's own without the names that are `hidden` from models, with the part of one of so many workers in the processors,
-    for the libraries that ask when imported."""
+    for the libraries that ask when imported, and what `more` says, whatever the server's own does."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(worker_threads(workers))
     visible = {} if place.visible is None else {"CUDA_VISIBLE_DEVICES": place.visible}
     return {
         **dict.fromkeys(THREAD_VARIABLES, threads),
         **ALLOCATOR,
+        **QUIET,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the numbers of the driver's tools, and of our placement
         **{name: value for name, value in os.environ.items() if hidden is None or not hidden.fullmatch(name)},
         **visible,
+        **more,
         "PYTHONUNBUFFERED": "1",
     }

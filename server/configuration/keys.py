@@ -73,6 +73,10 @@ HONOURED: dict[str, Key] = {
         _key("repository_poll_s", _FROM_1),
         _key("models", kinds.model_defaults, "model_defaults", variable=None),
         _key("default_service_handler", kinds.words),
+        _key("service_envelope", kinds.module_name),
+        _key("ts_header_key_sequence_id", kinds.header_name, variable="TS_HEADER_KEY_SEQUENCE_ID"),
+        _key("ts_header_key_sequence_start", kinds.header_name, variable="TS_HEADER_KEY_SEQUENCE_START"),
+        _key("ts_header_key_sequence_end", kinds.header_name, variable="TS_HEADER_KEY_SEQUENCE_END"),
         _key("default_workers_per_model", _FROM_0),
         _key("default_response_timeout", _FROM_0, "default_response_timeout_s"),
         _key("default_startup_timeout", _FROM_0, "default_startup_timeout_s"),
@@ -196,20 +200,6 @@ IGNORED: tuple[Ignored, ...] = (
         "is not served by this version: it does not speak the Open Inference Protocol.",
         {"ts_open_inference_protocol": _OFF},
     ),
-    Ignored(
-        "envelopes around handlers",
-        "is not served by this version: handlers get requests without an envelope.",
-        {"service_envelope": _NEVER},
-    ),
-    Ignored(
-        "sequences of requests",
-        "is not served by this version: it does not batch sequences of requests.",
-        {
-            "ts_header_key_sequence_id": ("", "ts_request_sequence_id"),
-            "ts_header_key_sequence_start": ("", "ts_request_sequence_start"),
-            "ts_header_key_sequence_end": ("", "ts_request_sequence_end"),
-        },
-    ),
     Ignored("workflows", "is not served by this version: it has no workflows.", {"workflow_store": _NEVER}),
 )
 _REASON = {name: group.reason for group in IGNORED for name in group.keys}
@@ -222,12 +212,7 @@ ALWAYS_READ: dict[str, str] = {
     "METRICS_LOCATION": "metrics_location",
     "TEMP": "temp_dir",
 }
-_IRREGULAR = {
-    "TS_OPEN_INFERENCE_PROTOCOL": "ts_open_inference_protocol",
-    "TS_HEADER_KEY_SEQUENCE_ID": "ts_header_key_sequence_id",
-    "TS_HEADER_KEY_SEQUENCE_START": "ts_header_key_sequence_start",
-    "TS_HEADER_KEY_SEQUENCE_END": "ts_header_key_sequence_end",
-}
+_IRREGULAR = {"TS_OPEN_INFERENCE_PROTOCOL": "ts_open_inference_protocol"}
 # TorchServe reads these in the file only; TS_IPEX_ENABLE is read by handlers.
 _NO_VARIABLE = {
     "ipex_enable",

@@ -30,6 +30,13 @@ def words(text: str, where: str) -> str:
     return text
 
 
+def module_name(text: str, where: str) -> str:
+    """A name that Python could import, or nothing."""
+    if text and not all(part.isidentifier() for part in text.split(".")):
+        raise refused(where, "the name of a module", text)
+    return text
+
+
 def path(text: str, where: str) -> Path:
     if not text or "\0" in text:
         raise refused(where, "a path", text)
@@ -123,6 +130,12 @@ def without_effect(models: Mapping[str, Mapping[str, Mapping[str, Any]]], where:
 def header_value(text: str, where: str) -> str:
     if not re.fullmatch(r"[\t\x20-\x7e]*", text):
         raise refused(where, "printable ASCII characters", text)
+    return text
+
+
+def header_name(text: str, where: str) -> str:
+    if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,200}", text):
+        raise refused(where, "the name of an HTTP header", text)
     return text
 
 

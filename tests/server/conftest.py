@@ -259,10 +259,16 @@ class Stage:
     """One dispatcher, its lane, and its workers by id."""
 
     def __init__(
-        self, policy: BatchPolicy, limits: Limits, signature: Signature, shape: LaneShape, clock: Clock
+        self,
+        policy: BatchPolicy,
+        limits: Limits,
+        signature: Signature,
+        shape: LaneShape,
+        clock: Clock,
+        make: Callable[[str, BatchPolicy, Limits], Dispatcher],
     ) -> None:
         self.clock = clock
-        self.dispatcher = Dispatcher("m", policy, limits)
+        self.dispatcher = make("m", policy, limits)
         self.dispatcher.set_serviceable(True)
         self.signature = signature
         self.shape = shape
@@ -358,6 +364,7 @@ class Stage:
         for worker in list(self.workers.values()):
             self.kill(worker)
         self.dispatcher.abandon(LOST)
+        self.dispatcher._queue.close_lane()
         self.segment.close()
         for pending in self.pendings:  # a test need not look at every outcome
             if pending.done() and not pending.cancelled():
@@ -379,6 +386,7 @@ def make_stage(
     fill_ns: int = 0,
     signature: Signature | None = None,
     opened: bool = True,
+    make: Callable[[str, BatchPolicy, Limits], Dispatcher] = Dispatcher,
     **timeouts: int,
 ) -> Stage:
     """On the running loop; `timeouts` are those of `Limits`."""
@@ -388,7 +396,7 @@ def make_stage(
     limits = Limits(capacity, **timeouts)
     loop: Any = asyncio.get_running_loop()
     loop.call_later = clock.call_later
-    stage = Stage(BatchPolicy(rows, fill_ns, fill=bool(fill_ns)), limits, signature, shape, clock)
+    stage = Stage(BatchPolicy(rows, fill_ns, fill=bool(fill_ns)), limits, signature, shape, clock, make)
     if opened:
         stage.open_lane()
     return stage
@@ -415,7 +423,7 @@ Scenario = Callable[[Stage], Awaitable[None]]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What the front end and the rings take for the time."""
     made = Clock()
-    server = ("dispatch", "slab_queue", "inflight", "deadlines", "limits")
+    server = ("dispatch", "slab_queue", "inflight", "deadlines", "limits", "sequences.waiting", "sequences.dispatcher")
     for module in (*(f"server.{name}" for name in server), "shm.ring"):
         monkeypatch.setattr(f"ringserve.{module}.time", made)
     return made

@@ -17,6 +17,7 @@ from ringserve.server.control import (
     AskCounters,
     AskDescription,
     AskQueues,
+    AskSequence,
     AttachWorker,
     AtWork,
     BuildEnvironment,
@@ -27,8 +28,10 @@ from ringserve.server.control import (
     Detached,
     DetachWorker,
     Drain,
+    EndSequence,
     FrontEndMessage,
     FrontEndReady,
+    GrantSequence,
     Keys,
     LaneClosed,
     LinkLane,
@@ -40,7 +43,15 @@ from ringserve.server.control import (
     ModelRoute,
     OpenLane,
     Queues,
+    RefuseSequence,
+    ReleaseSequence,
+    RevokeSequence,
     Routes,
+    SequenceEnded,
+    SequenceLeft,
+    SequenceRules,
+    SequencesSaid,
+    SequencesTold,
     ServeHttp,
     ShareCounters,
     ShareQueue,
@@ -60,6 +71,7 @@ from ringserve.shm.layout import LaneShape, Tensor
 SIGNATURE = Signature((TensorSpec("x", "float32", (2, 3)),), (TensorSpec("y", "int64", ()),))
 SHAPE = LaneShape(4, 8, (Tensor("x", "float32", (2, 3), 24),), (Tensor("y", "int64", (), 8),), 10, 20)
 ROUTE = VersionRoute(1, "m", "1.0", True, 8, 100, False, 100, 120, 2000, 500)
+STATEFUL = msgspec.structs.replace(ROUTE, sequences=SequenceRules(500, 3), tickets=True)
 MANIFEST: dict[str, object] = {"model": {"modelName": "m", "list": [1, 2.5, None, True]}}
 
 # What may arrive where, and one example of each.
@@ -76,6 +88,18 @@ MESSAGES: list[tuple[object, Message | Emitted]] = [
     (ToFrontEnd, DetachWorker(1, "9000")),
     (ToFrontEnd, WorkerGone(1, "9000", 507, "It was killed.")),
     (ToFrontEnd, CloseLane(1)),
+    (ToFrontEnd, Routes(3, True, {}, beside=(STATEFUL,))),
+    (
+        ToFrontEnd,
+        SequencesTold(
+            (
+                GrantSequence(1, "s", 4, 2, "9000", 1),
+                RefuseSequence(1, "t", 5, "no"),
+                RevokeSequence(1, 2, "ended"),
+                SequenceEnded(1, 9),
+            )
+        ),
+    ),
     (ToFrontEnd, AskQueues(7, (1, 2))),
     (ToFrontEnd, AskCounters(8)),
     (ToFrontEnd, Drain(30.5, 0.5, True, True)),
@@ -83,10 +107,18 @@ MESSAGES: list[tuple[object, Message | Emitted]] = [
     (FrontEndMessage, Applied(3)),
     (FrontEndMessage, Detached(1, "9000")),
     (FrontEndMessage, LaneClosed(1)),
+    (
+        FrontEndMessage,
+        SequencesSaid((AskSequence(1, "s", 4), ReleaseSequence(1, 2, 4), EndSequence(1, 9, 2), SequenceLeft(1, 2))),
+    ),
     (FrontEndMessage, WorkerStuck(1, "9000")),
     (FrontEndMessage, Queues(7, {1: 0, 2: 99}, {2: Load(99, 5, 3, 1_000_000)})),
     (FrontEndMessage, Counted(8)),
     (ToWorker, LoadModel("m", "1", "/d", "python", "h:f", MANIFEST, {}, SIGNATURE, 8, 99, True, False, "0.1.0")),
+    (
+        ToWorker,
+        LoadModel("m", "1", "/d", "handler", "h", {}, {}, SIGNATURE, 8, 99, True, False, "0.1.0", envelope="kserve"),
+    ),
     (ToWorker, LinkLane(SHAPE, Signature())),
     (ToWorker, AskDescription(3)),
     (ToWorker, StopWorker()),

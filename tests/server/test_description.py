@@ -110,3 +110,12 @@ def test_a_worker_on_a_device_tells_which_and_how_full_it_is() -> None:
 )
 def test_gpu_usage_is_torchserves_text(usage: Usage, text: str) -> None:
     assert gpu_usage(DEVICES[0], usage) == text
+
+
+def test_sequences_and_tickets_are_described_as_torchserve_does() -> None:
+    fields = ("stateful", "sequenceMaxIdleMSec", "sequenceTimeoutMSec", "maxNumSequence", "maxSequenceJobQueueSize")
+    limits = {"sequenceMaxIdleMSec": 500, "maxNumSequence": 4, "maxSequenceJobQueueSize": 10}
+    plain, stateful = described(limits), described({"sequenceBatching": True, "sequenceTimeoutMSec": 9000, **limits})
+    assert [plain[field] for field in fields] == [False, 0, 0, 0, 0]
+    assert [stateful[field] for field in fields] == [True, 500, 9000, 4, 10]
+    assert [described({"useJobTicket": wanted})["useJobTicket"] for wanted in (False, True)] == [False, True]

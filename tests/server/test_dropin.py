@@ -238,7 +238,7 @@ def test_what_can_never_be_a_model_is_reported_and_what_was_there_goes_on(play: 
         await place.look()
         assert place.rows() == [
             ("a.mar", "m", "1.0", "refused", f"expected a regular file, got a named pipe. {GOES_ON}"),
-            ("b.zip", "b", None, "refused", "expected an archive's name to end in .mar"),
+            ("b.zip", "b", None, "refused", "expected an archive's name to end in .mar or .tar.gz or .tgz"),
         ]
         assert place.deployer.served() == {"m": ["1.0"]}
 

@@ -7,7 +7,7 @@ from collections import deque
 
 import pytest
 
-from ringserve.server.process import LAST_LINES_MAX, READ_BYTES, TAIL_LINES, _Output, output_logger
+from ringserve.server.process import LAST_LINES_MAX, LINE_BYTES_MAX, READ_BYTES, TAIL_LINES, _Output, output_logger
 
 
 def heard(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -51,6 +51,28 @@ def test_lines_come_whole_and_the_last_needs_no_end(caplog: pytest.LogCaptureFix
     asyncio.run(act())
     assert heard(caplog) == ["one", "two", "three"]
     assert list(tail) == ["one", "two", "three"]
+
+
+def test_a_line_without_end_is_told_in_parts_and_no_character_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ringserve.output")
+    text = "".join("é☃😀"[number % 3] for number in range(LINE_BYTES_MAX))
+
+    async def act() -> None:
+        ours, theirs = os.pipe()
+        output = _Output(ours, "W-stdout", logging.INFO, output_logger, deque(), lambda line: False)
+        data = text.encode()
+        for at in range(0, len(data), READ_BYTES):
+            os.write(theirs, data[at : at + READ_BYTES])
+            output.read()
+        os.write(theirs, b"\xc3\n\xff\xfe")
+        os.close(theirs)
+        output.read_last()
+
+    asyncio.run(act())
+    *parts, last, junk = heard(caplog)
+    assert len(parts) > 1
+    assert "".join([*parts, last]) == text + "\ufffd"
+    assert junk == "\ufffd\ufffd"
 
 
 def test_a_line_has_the_level_of_its_stream_but_our_own_say_theirs(caplog: pytest.LogCaptureFixture) -> None:

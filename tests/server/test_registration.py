@@ -149,3 +149,27 @@ def test_the_servers_handler_is_for_archives_that_name_none(
     settings = Settings(default_service_handler=by_server)
     version = make_version(1, Registration("m.mar", handler=by_request), unpacked, settings)
     assert version.options.handler == handler
+
+
+@pytest.mark.parametrize(
+    ("by_model", "by_server", "backend", "envelope"),
+    [
+        (None, "", "handler", ""),
+        (None, "kserve", "handler", "kserve"),
+        (None, "none", "handler", ""),
+        ("kservev2", "kserve", "handler", "kservev2"),
+        ("none", "kserve", "handler", ""),
+        ("own.envelope", "", "handler", "own.envelope"),
+        (None, "kserve", "torchscript", ""),
+        ("none", "", "torchscript", ""),
+    ],
+)
+def test_a_models_envelope_comes_before_the_servers(
+    by_model: str | None, by_server: str, backend: str, envelope: str
+) -> None:
+    """What a manifest says of it has no effect in TorchServe either."""
+    config = {"backend": backend} | ({} if by_model is None else {"envelope": by_model})
+    manifest = Manifest("m", raw={"model": {"envelope": "json"}})
+    unpacked = UnpackedModel(manifest, parse_model_config(config), Path("."), temporary=False)
+    version = make_version(1, Registration("m.mar"), unpacked, Settings(service_envelope=by_server))
+    assert version.options.envelope == envelope

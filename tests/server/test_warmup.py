@@ -20,7 +20,7 @@ from tests.server.worker_bench import BYTES, Model, Run, echo
 
 TYPED = Signature((TensorSpec("x", "float32", (2,)), TensorSpec("n", "int64", ())), (TensorSpec("y", "float32", (2,)),))
 ANSWER_BYTES_MAX = 6_553_500
-FORM = b'--cut\r\nContent-Disposition: form-data; name="image"\r\nContent-Type: image/png\r\n\r\npixels\r\n--cut--\r\n'
+FORM = b'--cut\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\npixels\r\n--cut--\r\n'
 
 
 def sample(body: bytes = b"{}", content_type: str = "application/json", repeat: int = 1) -> WarmupRequest:

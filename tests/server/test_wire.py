@@ -30,7 +30,7 @@ def answered(answer: Answer, *, keep_alive: bool = True, head_only: bool = False
     """Status line, headers by lower-case name, body."""
     data = b"".join(answer_buffers(answer, "the-id", keep_alive=keep_alive, head_only=head_only))
     head, _, body = data.partition(b"\r\n\r\n")
-    status, *lines = head.decode().split("\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
     pairs = [line.split(": ", 1) for line in lines]
     assert len({name.lower() for name, _ in pairs}) == len(pairs), f"a header was sent twice: {lines}"
     return status, {name.lower(): value for name, value in pairs}, body
@@ -70,7 +70,9 @@ def test_a_status_without_a_body_has_neither_length_nor_body(status: int) -> Non
     [
         (200, "", "HTTP/1.1 200 OK"),
         (404, "", "HTTP/1.1 404 Not Found"),
-        (299, "", "HTTP/1.1 299 Unknown"),
+        (299, "", "HTTP/1.1 299 Success (299)"),
+        (513, "", "HTTP/1.1 513 Server Error (513)"),
+        (700, "", "HTTP/1.1 700 Unknown Status (700)"),
         (418, "Short and stout", "HTTP/1.1 418 Short and stout"),
         (999, "é", "HTTP/1.1 999 é"),
     ],
@@ -83,6 +85,13 @@ def test_a_handlers_headers_are_sent_as_they_are() -> None:
     _, headers, _ = answered(Answer(b"", None, 200, "", {"X-Model": "ünïcode\tand tab", "Content-Type": "image/png"}))
     assert headers["x-model"] == "ünïcode\tand tab"
     assert headers["content-type"] == "image/png"
+
+
+def test_a_header_beyond_iso_8859_1_is_utf_8() -> None:
+    """Each by itself: clients read the others as usual."""
+    _, headers, _ = answered(Answer(b"", None, 200, "", {"x-price": "5 €", "x-name": "grün", "x-byte": "\udcff"}))
+    assert headers["x-price"].encode("latin-1").decode() == "5 €"
+    assert (headers["x-name"], headers["x-byte"]) == ("grün", "ÿ")
 
 
 @pytest.mark.parametrize("name", ["Content-Type", "content-type"])

@@ -58,6 +58,11 @@ EFFECTS: list[tuple[str, str, str, Any]] = [
     ("repository_poll_s", "2", "repository_poll_s", 2),
     ("models", '{"m": {"1.0": {"batchSize": 4}}}', "model_defaults", {"m": {"1.0": {"batchSize": 4}}}),
     ("default_service_handler", "image_classifier", "default_service_handler", "image_classifier"),
+    ("service_envelope", "kserve", "service_envelope", "kserve"),
+    ("service_envelope", "my.own", "service_envelope", "my.own"),
+    ("ts_header_key_sequence_id", "X-Sequence", "ts_header_key_sequence_id", "X-Sequence"),
+    ("ts_header_key_sequence_start", "X-Start", "ts_header_key_sequence_start", "X-Start"),
+    ("ts_header_key_sequence_end", "X-End", "ts_header_key_sequence_end", "X-End"),
     ("default_workers_per_model", "+4", "default_workers_per_model", 4),
     ("default_response_timeout", "0", "default_response_timeout_s", 0),
     ("default_startup_timeout", "7", "default_startup_timeout_s", 7),
@@ -122,10 +127,6 @@ WARNINGS: list[tuple[str, str, str]] = [
     ("grpc_management_max_connection_age_grace_ms", "1", "gRPC"),
     ("enable_grpc_ssl", "true", "gRPC"),
     ("ts_open_inference_protocol", "true", "Open Inference Protocol"),
-    ("service_envelope", "json", "envelope"),
-    ("ts_header_key_sequence_id", "x-id", "sequences"),
-    ("ts_header_key_sequence_start", "x-start", "sequences"),
-    ("ts_header_key_sequence_end", "x-end", "sequences"),
     ("workflow_store", "/workflows", "workflows"),
 ]
 WITHOUT_EFFECT = [
@@ -135,8 +136,6 @@ WITHOUT_EFFECT = [
     ("ts_open_inference_protocol", "false"),
     ("io_ratio", "50"),
     ("initial_distribution_port", "29500"),
-    ("ts_header_key_sequence_id", "ts_request_sequence_id"),
-    ("service_envelope", ""),
 ]
 
 
@@ -211,6 +210,7 @@ def test_what_torchserve_records_of_itself_is_passed_over(tmp_path: Path) -> Non
             "expected regular expressions separated by commas, got 'http://(b' (missing",
         ),
         ("blacklist_env_vars=(", "expected a regular expression, got '(' (missing"),
+        ("service_envelope=../kserve", "expected the name of a module, got '../kserve'"),
         ("job_queue_size=ten", "expected a whole number from 1 to 2147483647, got 'ten'"),
         ("job_queue_size=1.5", "expected a whole number from 1 to 2147483647, got '1.5'"),
         ("job_queue_size=\\u0661", "expected a whole number from 1 to 2147483647, got '\u0661'"),
