@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ringserve.backends.standard_library import keep_standard_library
 from ringserve.protocol.errors import InvalidModel
 
 DEFAULT_HANDLERS = "ts.torch_handler"
@@ -24,7 +25,9 @@ Handle = Callable[[list[dict[str, Any]], Any], Any]
 
 
 def put_model_on_path(model_dir: Path, handler: str) -> None:
-    """Let this process, and the processes that the model starts, import the archive's files before anything else."""
+    """Let this process, and the processes that the model starts, import the archive's files before anything else but what
+    TorchServe's worker has loaded by then."""
+    keep_standard_library()
     folders = [model_dir.resolve()]
     if "/" in handler:
         folders.insert(0, (model_dir / Path(handler.partition(":")[0]).parent).resolve())
@@ -103,6 +106,7 @@ def _default_handler(name: str) -> ModuleType:
     module = import_if_there(f"{DEFAULT_HANDLERS}.{name}")
     if module is None:
         package = import_module(DEFAULT_HANDLERS)
-        known = ", ".join(sorted(found.name for found in pkgutil.iter_modules(package.__path__)))
+        modules = pkgutil.iter_modules(package.__path__)
+        known = ", ".join(sorted(found.name for found in modules if not found.ispkg))
         raise InvalidModel(f'The handler "{name}" is no module of the archive and no default handler ({known}).')
     return module

@@ -39,6 +39,18 @@ LAST_BYTES_MAX = 1 << 20  # of a process that has ended: something that it start
 LAST_LINES_MAX = 1000
 
 
+def _whole_characters(data: bytes) -> int:
+    """How many bytes there are before a character of UTF-8 that has begun at the end and is not complete."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte >= 0xC0:  # the first of several
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) - back if back < length else len(data)
+        if byte < 0x80:
+            break
+    return len(data)
+
+
 class _Output:
     """Reads a pipe of the child line by line into the log, and remembers the last lines."""
 
@@ -95,8 +107,9 @@ class _Output:
         """Those that are complete, or too long to wait for their end."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > LINE_BYTES_MAX:
-            lines.append(self._rest)
-            self._rest = b""
+            end = _whole_characters(self._rest)
+            lines.append(self._rest[:end])
+            self._rest = self._rest[end:]
         return lines
 
     def _say(self, line: bytes) -> None:

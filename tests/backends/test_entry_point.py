@@ -1,8 +1,10 @@
 """From the manifest's handler string to a loaded handler."""
 
+import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +96,7 @@ def test_a_missing_dependency_is_reported_as_itself(load_handler_backend: Callab
 
 def test_an_unknown_handler_lists_the_default_ones(load_handler_backend: Callable[..., HandlerBackend]) -> None:
     """Neither a file of the archive nor a name that is built in."""
-    with pytest.raises(InvalidModel, match=r'"magic_handler" .*\(base_handler\)'):
+    with pytest.raises(InvalidModel, match=r'"magic_handler" .*\(base_handler\b'):
         load_handler_backend("", "magic_handler")
 
 
@@ -108,3 +110,20 @@ def test_the_models_folder_comes_first(make_model: Callable[..., LoadedModel]) -
     assert os.environ["PYTHONPATH"] == f"{folder}{os.pathsep}/elsewhere"
     command = [sys.executable, "-c", "import extra; print(extra.VALUE)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "7\n"
+
+
+def test_a_file_by_the_name_of_a_taken_module_is_not_imported(first_answer: Callable[..., bytes]) -> None:
+    """TorchServe's worker has loaded it before; ours may not have."""
+    source = """
+    import pathlib, sys
+    for name in ("quopri", "turtle"):
+        pathlib.Path(__file__).with_name(name + ".py").write_text("WHO = 'the archive'")
+        sys.modules.pop(name, None)
+    import quopri, turtle
+    def handle(data, context):
+        return [[hasattr(quopri, "WHO"), turtle.WHO]]
+    """
+    answer = first_answer(textwrap.dedent(source))
+    for name in ("quopri", "turtle"):
+        sys.modules.pop(name, None)
+    assert json.loads(answer) == [False, "the archive"]

@@ -1,0 +1,3 @@
+"""At the root."""
+
+NAME = "root"

@@ -1,0 +1,3 @@
+"""Beside the handler."""
+
+NAME = "neighbour"

@@ -1,0 +1,7 @@
+"""Has a relative import."""
+
+from .secret import NAME
+
+
+def name():
+    return NAME

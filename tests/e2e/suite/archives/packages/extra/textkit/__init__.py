@@ -1,0 +1,5 @@
+"""A package."""
+
+from .constants import MARK
+
+__all__ = ["MARK"]

@@ -1,0 +1,7 @@
+"""A module two folders down."""
+
+import re
+
+
+def untagged(text):
+    return re.sub("<[^>]*>", "", text)
