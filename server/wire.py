@@ -22,6 +22,8 @@ _PLAIN_STARTS: dict[str | None, bytes] = {}
 JOINED_BYTES_MAX = 16_384
 BODILESS = (204, 304)  # these never have a body
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+# What a status that nobody has named says, by its class, in TorchServe's words.
+_CLASSES = {2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Beyond ASCII anything but lone surrogates; those that stand for a byte of a request (surrogateescape) are that byte again.
@@ -91,7 +93,7 @@ def answer_buffers(answer: Answer, rid: str, *, keep_alive: bool, head_only: boo
     `PredictionFailed` for a status or header that HTTP cannot carry."""
     start = _PLAIN_STARTS.get(answer.content_type) if answer.status == 200 and answer.headers is None else None
     if start is None or answer.phrase:
-        start = _status_and_headers(answer).encode("utf-8", "surrogateescape")
+        start = _status_and_headers(answer)
     connection = b"keep-alive" if keep_alive else b"close"
     if answer.status in BODILESS:
         return (start + b"x-request-id: %b\r\nconnection: %b\r\n\r\n" % (rid.encode("ascii"), connection),)
@@ -107,7 +109,7 @@ def streamed_head(answer: Answer, rid: str, *, keep_alive: bool, chunked: bool) 
     """The head of a response whose body comes from the answer's source: in chunks, with its length, or until the connection is
     closed. Raises as `answer_buffers` does."""
     assert answer.source is not None
-    head = _status_and_headers(answer).encode("utf-8", "surrogateescape")
+    head = _status_and_headers(answer)
     length = b""
     if chunked:
         length = b"transfer-encoding: chunked\r\n"
@@ -117,10 +119,10 @@ def streamed_head(answer: Answer, rid: str, *, keep_alive: bool, chunked: bool) 
     return head + end % (rid.encode("ascii"), length, b"keep-alive" if keep_alive else b"close")
 
 
-def _status_and_headers(answer: Answer) -> str:
+def _status_and_headers(answer: Answer) -> bytes:
     if not 200 <= answer.status <= 999:
         raise PredictionFailed(f"The handler set status {answer.status!r}: expected a number from 200 to 999.")
-    phrase = answer.phrase or _REASONS.get(answer.status, "Unknown")
+    phrase = answer.phrase or _REASONS.get(answer.status) or _unnamed(answer.status)
     lines = [f"HTTP/1.1 {answer.status} {phrase}"]
     if not _HEADER_VALUE.fullmatch(phrase):
         raise PredictionFailed("The handler set a status phrase with control characters.")
@@ -134,7 +136,20 @@ def _status_and_headers(answer: Answer) -> str:
             raise PredictionFailed(f"The handler set the response header {name!r}, which HTTP cannot carry.")
         if name.lower() not in _OURS:
             lines.append(f"{name}: {value}")
-    return "\r\n".join(lines) + "\r\n"
+    head = "\r\n".join(lines) + "\r\n"
+    return head.encode() if head.isascii() else b"".join(_line_bytes(line) + b"\r\n" for line in lines)
+
+
+def _line_bytes(line: str) -> bytes:
+    """ISO 8859-1, which is how clients read headers (RFC 9110, section 5.5), and UTF-8 where that has no such character."""
+    try:
+        return line.encode("latin-1")
+    except UnicodeEncodeError:
+        return line.encode("utf-8", "surrogateescape")
+
+
+def _unnamed(status: int) -> str:
+    return f"{_CLASSES.get(status // 100, 'Unknown Status')} ({status})"
 
 
 def error_answer(error: RingServeError) -> Answer:

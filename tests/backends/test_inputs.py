@@ -48,15 +48,13 @@ def test_what_is_not_json_arrives_as_bytes_with_a_warning(caplog: pytest.LogCapt
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-@pytest.mark.parametrize("data", [b"[" * 200_000, b'"\xff"', b"", b"nan"])
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'"\xff"', b"", b"nan", b"\xef\xbb\xbf[1]", '"é"'.encode("utf-16")])
 def test_json_that_nobody_can_read_arrives_as_bytes(data: bytes) -> None:
-    """Too deep, not UTF-8, empty, misspelt."""
+    """Too deep, not UTF-8, empty, misspelt, begun with a byte order mark."""
     assert decode_value("application/json", view(data)) == bytearray(data)
 
 
-@pytest.mark.parametrize(
-    "data", [b"Infinity", b"1e400", b'"\\ud800"', b"\xef\xbb\xbf[1]", '"é"'.encode("utf-16"), b"18446744073709551616"]
-)
+@pytest.mark.parametrize("data", [b"Infinity", b"1e400", b'"\\ud800"', b"18446744073709551616", b" [1, 1.0]\n"])
 def test_json_loads_decides_what_json_is(data: bytes) -> None:
     """What stricter parsers refuse or round is read as the standard library reads it."""
     assert decode_json(view(data)) == json.loads(data)
@@ -118,10 +116,25 @@ def test_headers_are_found_in_any_case() -> None:
 
 
 def test_each_input_has_an_entry_with_its_content_type() -> None:
-    """Under the input's own name, whatever its case."""
-    headers = handler_headers(request(("Image", "image/png", b""), ("note", "", b"")))
+    """Under the input's own name, whatever its case, and without parameters."""
+    headers = handler_headers(request(("Image", "image/png", b""), ("note", "", b""), ("a", "text/csv; header=x", b"")))
     assert headers["Image"] == {"content-type": "image/png"}
     assert headers["note"] == {"content-type": ""}
+    assert headers["a"] == {"content-type": "text/csv"}
+
+
+def test_a_header_stays_what_it_is_when_an_input_has_its_name() -> None:
+    """`?host=x` on `/invocations` does not hide the host."""
+    assert handler_headers(request(("host", "", b"x"), host="a.example"))["host"] == "a.example"
+
+
+@pytest.mark.parametrize(
+    ("sent", "length"), [({}, "3"), ({"transfer-encoding": "chunked"}, "3"), ({"content-length": "3"}, "3")]
+)
+def test_the_headers_say_how_long_the_body_is(sent: dict[str, str], length: str) -> None:
+    """However it was sent."""
+    headers = handler_headers(request(("body", "", b"abc"), **sent))
+    assert headers == {"content-length": length, "body": {"content-type": ""}}
 
 
 def test_a_handler_never_sees_the_clients_token() -> None:
