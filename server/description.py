@@ -17,7 +17,7 @@ def describe_version(
 ) -> dict[str, object]:
     """TorchServe's fields in TorchServe's order; `waiting` requests have no worker yet."""
     options, config, manifest = version.options, version.unpacked.config, version.unpacked.manifest
-    wish = config.sections.placement
+    wish, sequences = config.sections.placement, config.sequences
     device_ids = None if wish.devices else placer.device_ids(config.device_ids)
     return {
         "modelName": version.name,
@@ -40,13 +40,13 @@ def describe_version(
         "deviceType": placer.device_type(wish, config.device_type),
         **({} if device_ids is None else {"deviceIds": device_ids}),
         "continuousBatching": False,
-        "useJobTicket": False,
+        "useJobTicket": config.use_job_ticket,
         "useVenv": config.use_venv,
-        "stateful": False,
-        "sequenceMaxIdleMSec": 0,
-        "sequenceTimeoutMSec": 0,
-        "maxNumSequence": 0,
-        "maxSequenceJobQueueSize": 0,
+        "stateful": sequences is not None,
+        "sequenceMaxIdleMSec": 0 if sequences is None else sequences.idle_ms_max,
+        "sequenceTimeoutMSec": 0 if sequences is None else sequences.life_ms_max,
+        "maxNumSequence": 0 if sequences is None else sequences.sequences_max,
+        "maxSequenceJobQueueSize": 0 if sequences is None else sequences.waiting_max,
         "loadedAtStartup": options.loaded_at_startup,
         "workers": [_describe_worker(slot, placer) for slot in slots],
         "jobQueueStatus": {"remainingCapacity": options.queue_size - waiting, "pendingRequests": waiting},

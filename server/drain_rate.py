@@ -1,5 +1,7 @@
 """How fast a version answers, for telling a refused client when to come back, and how busy its workers are with that."""
 
+import math
+
 # The rate is that of the last period and what has passed of the present one.
 PERIOD_S = 2.0
 # The clock is read only when somebody is refused. What was answered in a longer time than this without refusals was as much as
@@ -33,3 +35,11 @@ class DrainRate:
             self._answered, self._began_s = 0, now_s
         rate = self._per_s or (self._answered / passed_s if passed_s > 0 else 0.0)
         return min(max(waiting / rate, RETRY_S_MIN), RETRY_S_MAX) if rate else RETRY_S_MIN
+
+
+def seconds_until(probe_at_ns: int, now_ns: int) -> int | None:
+    """When a worker will be tried next, from 1 to 60 s; None where nobody knows (0). Once that time has come, it may be there any
+    moment."""
+    if not probe_at_ns:
+        return None
+    return math.ceil(min(max((probe_at_ns - now_ns) / 1e9, RETRY_S_MIN), RETRY_S_MAX))

@@ -21,9 +21,10 @@ class Limits:
         """How long the client waits; 0 for ever."""
         return request.timeout_ms or self.request_timeout_ms
 
-    def stamped(self, request: InferRequest) -> InferRequest:
-        """The client's time runs from its head on, however long its body takes."""
+    def stamped(self, request: InferRequest, head_s: float | None = None) -> InferRequest:
+        """The client's time runs from its head on, however long its body takes. `head_s` is when that came, if not now."""
         patience_ms = self.patience_ms(request)
         if not patience_ms:
             return request
-        return request._replace(deadline_ns=time.monotonic_ns() + patience_ms * 1_000_000)
+        head_ns = time.monotonic_ns() if head_s is None else int(head_s * 1e9)
+        return request._replace(deadline_ns=head_ns + patience_ms * 1_000_000)

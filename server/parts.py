@@ -116,7 +116,13 @@ async def put_together(
     versions = management.versions
     front_ends = settings.frontends or front_ends_default()
     first = _first_message(settings, front_ends, work_dir, tokens=keyring is not None, cors=cors)
-    hooks = FleetHooks(versions.routes, versions.ready_workers, versions.kill_stuck)
+    hooks = FleetHooks(
+        versions.routes,
+        versions.ready_workers,
+        versions.kill_stuck,
+        versions.sequences.heard,
+        versions.sequences.front_end_gone,
+    )
     metrics = open_metrics(settings, front_ends)
     counters = None if metrics is None else metrics.pages
     fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks, counters)

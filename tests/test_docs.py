@@ -83,6 +83,13 @@ def test_the_configuration_page_has_every_flag_of_start_stop_and_status() -> Non
     assert named <= flags | flags_of("archive") | {"--help"}
 
 
+def test_the_archives_page_has_every_flag_of_archive_and_run() -> None:
+    named = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "archives.md").read_text()))
+    flags = {flag for flag in flags_of("archive") | flags_of("run") if flag.startswith("--")}
+    assert flags <= named
+    assert named <= flags | flags_of("start") | {"--json"}
+
+
 @pytest.mark.parametrize("text", examples("yaml"))
 def test_every_example_of_a_model_config_is_accepted_and_says_something(text: str) -> None:
     assert parse_model_config(yaml.safe_load(text)) != parse_model_config({})

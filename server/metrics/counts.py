@@ -32,7 +32,7 @@ BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 # Why requests were refused for want of room, workers or time, before a model had to do with them; and why others failed. The words
 # are codes of protocol/errors.py; a client that left is `cancelled`, an answer that ended half-way `broken_off`.
-SHED_REASONS = ("queue_full", "no_worker", "deadline_exceeded", "shutting_down")
+SHED_REASONS = ("queue_full", "no_worker", "no_ticket", "sequence_rejected", "deadline_exceeded", "shutting_down")
 FAILURE_REASONS = (
     *("bad_request", "body_too_large", "worker_lost", "prediction_failed", "out_of_resources"),
     *("cancelled", "broken_off", "internal", "other"),

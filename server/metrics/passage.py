@@ -10,10 +10,10 @@ from ringserve.server.metrics.meter import Meter
 class Passage:
     """From the head of a request to the last byte of its answer."""
 
-    __slots__ = ("_arrived_s", "_complete_s", "_meter", "_named", "_pending")
+    __slots__ = ("_complete_s", "_meter", "_named", "_pending", "arrived_s")
 
     def __init__(self, arrived_s: float) -> None:
-        self._arrived_s = self._complete_s = arrived_s
+        self.arrived_s = self._complete_s = arrived_s
         self._meter: Meter | None = None
         self._named = False
         self._pending: Pending | None = None
@@ -33,7 +33,7 @@ class Passage:
         if meter is None:
             return
         times = None if self._pending is None else self._pending.times
-        meter.ended(times, self._arrived_s, self._complete_s, written_s, named=self._named, reason=reason)
+        meter.ended(times, self.arrived_s, self._complete_s, written_s, named=self._named, reason=reason)
 
     def miss(self, reason: str) -> None:
         """Nobody has its whole answer."""
