@@ -16,7 +16,7 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ringserve.protocol.errors import ModelError, ShuttingDown
@@ -174,7 +174,7 @@ class Environments:
             site_dirs=tuple(_site_dirs()),
             requirements=str(unpacked.model_dir / requirements),
             model_dir=str(unpacked.model_dir),
-            own_pip=find_spec("pip") is None,
+            own_pip=PathFinder.find_spec("pip") is None,  # not by setuptools' finder, which has things to say then
         )
         child = Child(f"pip-{model}", BuildEnvironment)
         try:

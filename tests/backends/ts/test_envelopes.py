@@ -289,7 +289,8 @@ def test_a_request_that_does_not_parse_is_named_with_what_is_wrong(
         (a_tensor([1.0, 2], [2], "INT8"), [1.0, 2]),
         (a_tensor([True, 0], [2], "BOOL"), [True, 0]),
         (a_tensor([2**53 + 1, 1.0], [2, 1], "INT64"), [[2**53 + 1], [1.0]]),
-        (a_tensor([2**64, 0.5], [2], "FP32"), [2**64, 0.5]),
+        (a_tensor([2**64, 0.5], [2], "FP32"), [2.0**64, 0.5]),
+        (a_tensor([[1.5, 2], [3, 4]], [2, 2], "FP64"), [[1.5, 2.0], [3.0, 4.0]]),
         (a_tensor([], [0, 3], "FP32"), []),
         (a_tensor([], [2, 0], "FP32"), [[], []]),
         (a_tensor([], [0, 2**40], "FP32"), []),
@@ -301,7 +302,7 @@ def test_a_request_that_does_not_parse_is_named_with_what_is_wrong(
         (a_tensor([["a"]], [1, 1], "BYTES"), ["a"]),
     ],
 )
-def test_a_v2_input_is_given_as_its_shape_says_and_is_not_converted(tensor: dict[str, Any], value: Any) -> None:
+def test_a_v2_input_is_given_as_its_shape_says_and_keeps_its_numbers(tensor: dict[str, Any], value: Any) -> None:
     seen: list[Any] = []
 
     def handle(data: list[Any], context: Any) -> list[Any]:

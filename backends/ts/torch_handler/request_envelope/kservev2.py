@@ -144,7 +144,8 @@ def _element(data: list[Any], where: str) -> Any:
 
 
 def _nested(data: list[Any], shape: Any, datatype: str, where: str) -> Any:
-    """The numbers of an input, nested as its shape says. They are not converted: a whole number stays one."""
+    """The numbers of an input, nested as its shape says. Beside a float of an FP input whole numbers become floats, as numpy makes
+    them; otherwise nothing is converted."""
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise refusal(f"{where}.shape: expected a list of whole numbers, got {shown(shape)}.")
     # Of objects: numpy's numbers lose digits beside others, and a text among them takes its own size for each of them.
@@ -155,6 +156,8 @@ def _nested(data: list[Any], shape: Any, datatype: str, where: str) -> Any:
         raise refusal(f"{where}.data: its lists differ in length.")
     if not kinds <= {bool, int, float} or not _fits(values, datatype):
         raise refusal(f"{where}.data: expected values of {datatype}, got {shown(data)}.")
+    if float in kinds and len(kinds) > 1 and datatype.startswith("FP"):
+        array = array.astype(float).astype(object)
     try:
         array = array.reshape(shape)
     except (ValueError, OverflowError):
