@@ -75,7 +75,9 @@ class Told:
     def lines(self, version: str = "1.0") -> list[tuple[str, str]]:
         """The stream and the text of every line of that version."""
         written = (self.server.folder / "logs" / "model_log.log").read_bytes()
-        lines = written.rpartition(b"\n")[0].decode().split("\n") if b"\n" in written else []  # the last may be half there
+        lines = (
+            written.rpartition(b"\n")[0].decode().split("\n") if b"\n" in written else []
+        )  # the last may be half there
         matches = [LINE.fullmatch(line) for line in lines]
         assert None not in matches, [line for line in lines if not LINE.fullmatch(line)]
         found = [match for match in matches if match is not None]

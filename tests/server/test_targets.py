@@ -117,6 +117,7 @@ def test_any_other_path_is_somebody_elses(path: str) -> None:
         ("/v1/models/m:predict:explain", "Model not found: m:predict"),
         ("/v2/models/nobody/infer", "Model not found: nobody"),
         ("/v2/models//infer", "Model not found: "),
+        ("/predictions/" + "x" * 300, "Model not found: " + "x" * 256),
     ],
 )
 def test_what_is_not_there_is_named(path: str, message: str) -> None:
