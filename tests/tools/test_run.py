@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pty
 import re
@@ -365,5 +366,7 @@ def test_what_cannot_be_opened_says_so(
 ) -> None:
     (work / "folder").mkdir()
     monkeypatch.chdir(work)
+    handlers = list(logging.getLogger().handlers)
     result = CliRunner().invoke(run, words)
     assert (result.exit_code, sentence in result.stderr) == (1, True), result.stderr
+    assert logging.getLogger().handlers == handlers, "the caller's logging is as it was"

@@ -31,8 +31,8 @@ def run_model(
     content_type = flags["content_type"] or flags["headers"].get("content-type")
     given = [_input(path, content_type) for path in inputs]
     debugging = Debugging(post_mortem=post_mortem)
-    _log_to_stderr(debugging)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_logging_to_stderr(debugging))
         stack.enter_context(_ending_in_order())
         try:
             model = stack.enter_context(_model(target, len(inputs), flags))
@@ -80,12 +80,25 @@ def _input(path: Path, content_type: str | None) -> LocalInput:
     return LocalInput(str(path), content_type or content_type_of(path.name), path.read_bytes())
 
 
-def _log_to_stderr(debugging: Debugging) -> None:
+@contextlib.contextmanager
+def _logging_to_stderr(debugging: Debugging) -> Iterator[None]:
+    """A program that calls this has its logging back afterwards."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: record.exc_info is None or exit_code(record.exc_info[1]) is None)
-    # After the line is printed: who sits in front of the debugger has read what was raised.
-    logging.getLogger().addHandler(debugging)
+    root = logging.getLogger()
+    printing = list(root.handlers)
+
+    def goes_on(record: logging.LogRecord) -> bool:
+        return record.exc_info is None or exit_code(record.exc_info[1]) is None
+
+    for handler in printing:
+        handler.addFilter(goes_on)
+    root.addHandler(debugging)  # after the others: who sits in front of the debugger has read what was raised
+    try:
+        yield
+    finally:
+        root.removeHandler(debugging)
+        for handler in printing:
+            handler.removeFilter(goes_on)
 
 
 def _bodies(output: Path | None, stack: contextlib.ExitStack) -> BinaryIO:
