@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from random import SystemRandom
 from typing import Self
 
 import psutil
@@ -29,15 +30,21 @@ FLAGS = ("--ncs", "--enable-model-api")
 POLL_S = 0.01
 COMMAND_S_MAX = 60.0
 SHM = Path("/dev/shm")
+PORT_MIN = 10_000
+_chance = SystemRandom()  # hypothesis starts the other one anew, in every process alike
 _SHM_NAME = re.compile(r"ringserve-(\d+)-[0-9a-f]+")
 _LOGGED_PID = re.compile(r"\bpid (\d+)")
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on at the moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on at the moment, below those that the kernel gives to whoever
+    connects: one of these may be some client's before the server has it."""
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = _chance.randrange(PORT_MIN, max(ephemeral, PORT_MIN + 1000))
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
