@@ -47,6 +47,15 @@ def free_port() -> int:
             return port
 
 
+def zombies(parent: int) -> list[int]:
+    """The processes below `parent` that have ended and that nobody has waited for."""
+    found = []
+    for each in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has been waited for between the two looks
+            found += [each.pid] if each.status() == psutil.STATUS_ZOMBIE else []
+    return found
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
     """Ask until the answer is true. Raises `TimeoutError` saying `what` did not come."""
     end = time.monotonic() + timeout_s

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
-from ringserve.server.testing import wait_until
+from ringserve.server.testing import wait_until, zombies
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Site
@@ -34,10 +33,6 @@ def handle(data, context):
         numbers.append(number)
     return numbers
 """
-
-
-def zombies(parent: int) -> list[psutil.Process]:
-    return [each for each in psutil.Process(parent).children() if each.status() == psutil.STATUS_ZOMBIE]
 
 
 def fresh_pids(site: "Site", model: str, seen: set[int]) -> set[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from ringserve.server.testing import wait_until
+from ringserve.server.testing import wait_until, zombies
 from tests.chaos.descriptors import fd_counts
 
 if TYPE_CHECKING:
@@ -18,10 +18,6 @@ pytestmark = pytest.mark.e2e
 CLIENTS = 32
 BATCH = 4
 GROWTH_BYTES_MAX = 16 << 20
-
-
-def defunct(parent: int) -> list[int]:
-    return [each.pid for each in psutil.Process(parent).children() if each.status() == psutil.STATUS_ZOMBIE]
 
 
 def rss_bytes(pid: int) -> int:
@@ -49,7 +45,7 @@ def test_a_worker_killed_a_hundred_times_costs_only_the_batches_it_executed_and_
     assert memory[1] - memory[0] < GROWTH_BYTES_MAX
     assert descriptors[1] == descriptors[0], "of the front end and the supervisor"
     assert site.predict("actor", "7").text == "7"
-    wait_until(lambda: defunct(site.server.pid) == [], 10, "the burial of the last one")
+    wait_until(lambda: zombies(site.server.pid) == [], 10, "the burial of the last one")
 
 
 # What does not fit into a slab travels in segments of its own: requests padded, answers grown.

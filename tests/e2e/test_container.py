@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from ringserve.server.testing import ServerProcess, command, wait_until
+from ringserve.server.testing import ServerProcess, command, wait_until, zombies
 
 NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 # Leaves a process behind that is nobody's child, in a session of its own, and ends soon.
@@ -49,9 +49,6 @@ class Container:
     def predict(self) -> str:
         return httpx.get(f"{self.server.inference_url}/predictions/orphans", trust_env=False).text
 
-    def zombies(self) -> list[psutil.Process]:
-        return [each for each in self.init.children(recursive=True) if each.status() == psutil.STATUS_ZOMBIE]
-
     def inside(self, *words: str) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", "--target", str(self.init.pid), "--pid", "--mount", f"--wd={self.server.folder}"]
         return subprocess.run(
@@ -79,7 +76,7 @@ def container(archive: Callable[..., Path], tmp_path: Path) -> Iterator[Containe
 def test_process_1_reaps_orphans_goes_on_with_a_new_instance_and_passes_signals_on(container: Container) -> None:
     init, server = container.init, container.server
     assert [container.predict() for _ in range(3)] == ["left"] * 3
-    wait_until(lambda: container.zombies() == [], 5, "orphans are reaped")
+    wait_until(lambda: zombies(init.pid) == [], 5, "orphans are reaped")
     (worker,) = server.workers()
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: server.workers() not in ([worker], []), 10, "the server still hears of its own processes' ends")
