@@ -18,6 +18,59 @@ class FormPart(NamedTuple):
     data: bytes
 
 
+class Elsewhere(Protocol):
+    """Bytes of a tensor that are not in this process' memory: in a region that the client shares with the server."""
+
+    nbytes: int
+
+    def read_into(self, memory: memoryview) -> None:
+        """Copy all of them to `memory`, which is as long. Raises `BadRequest` when they are not there any more."""
+
+
+class Tensor(NamedTuple):
+    """One tensor of a request or an answer. `datatype` is the protocol's word (datatypes.py), `shape` is whole, with the batch
+    dimension where there is one; `data` its elements row-major and little-endian, those of BYTES each behind their length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview | Elsewhere
+
+
+Scalar = bool | int | float | str
+
+
+class TensorRequest(NamedTuple):
+    """What a client of the Open Inference Protocol wants computed; it has been checked against the declaration. `outputs` are those it
+    asks for, () for all. `parameters` are the model's to understand."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...] = ()
+    parameters: Mapping[str, Scalar] = {}
+    priority: int = 0
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+
+
+class TensorReply(NamedTuple):
+    """One answer of a model in tensors. `final`: none follows it."""
+
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Scalar] = {}
+    final: bool = True
+
+
+class TensorReplies(Protocol):
+    """The answers of a decoupled model to one request, as they come."""
+
+    async def next(self) -> TensorReply | None:
+        """The next one, None after the last. Raises `RingServeError` where the model failed."""
+
+    def close(self) -> None:
+        """Nobody waits for more: the model is told that it may stop."""
+
+
 class InferRequest(NamedTuple):
     """One inference request. `headers` keys are lower case and may be empty when the model is typed and cannot see them.
 
@@ -25,7 +78,7 @@ class InferRequest(NamedTuple):
     whose bytes come separately. `binary` asks a typed model for the bytes
     of its output arrays instead of JSON. `timeout_ms` is how long the client waits for its answer; 0 does not say. `deadline_ns` (CLOCK_MONOTONIC) is when
     that is over, for a request whose body took time to come. `query` are inputs beside the body or the form, which wins where
-    both have one of the same name; typed models take none.
+    both have one of the same name; typed models take none. With `tensors`, those are the request, and `body` is empty.
     """
 
     request_id: str
@@ -38,6 +91,7 @@ class InferRequest(NamedTuple):
     placed: Sequence[Part] | None = None
     deadline_ns: int = 0
     query: Sequence[FormPart] = ()
+    tensors: TensorRequest | None = None
 
 
 class Source(Protocol):
@@ -61,7 +115,8 @@ class Source(Protocol):
 
 class Answer(NamedTuple):
     """What the model said to one request. An empty `phrase` means the status' own; `content_type` None sends no header. With a
-    `source`, that is the body and `body` is empty."""
+    `source`, that is the body and `body` is empty. A request of tensors is answered by `tensors`, or by `replies` where the model is
+    decoupled; the bytes of `tensors` are those of the model's memory until `source`, if there is one, is closed."""
 
     body: bytes
     content_type: str | None = None
@@ -69,3 +124,5 @@ class Answer(NamedTuple):
     phrase: str = ""
     headers: Mapping[str, str] | None = None
     source: Source | None = None
+    tensors: TensorReply | None = None
+    replies: TensorReplies | None = None
