@@ -6,7 +6,7 @@ JOBS   ?= 2
 FOLDERS := protocol shm backends server tools
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve test test-small-shm check bench startup stress docs clean
+.PHONY: help dev serve test test-small-shm check bench startup stress docs proto clean
 
 help:
 	@echo "make serve   install, build the sample archives, start the server on them, show a prediction"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-small-shm  every test with little and with no /dev/shm"
 	@echo "make stress  a real server under everything at once, for STRESS_S=600 seconds"
 	@echo "make docs    whether the files, flags, keys and examples in README.md and docs/ exist and are taken"
+	@echo "make proto   make the modules of protocol/grpc/*.proto anew"
 	@echo "make dev     install into $(VENV), nothing else"
 	@echo "make clean   remove what the targets above made"
 
@@ -58,6 +59,10 @@ stress: dev
 
 docs: dev
 	$(BIN)/pytest -q tests/test_docs.py
+
+# The same bytes every time; a test compares.
+proto: dev
+	$(BIN)/python -P -m ringserve.tools.make_proto
 
 clean:
 	rm -rf $(VENV) .typing .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info logs
