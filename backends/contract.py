@@ -1,12 +1,12 @@
 """What a backend is: four calls, made by a worker, from one thread.
 
     load(model) -> Signature     once, before any batch
-    execute(batch) -> None       reads `batch.inputs` or `batch.requests`, fills `batch.outputs` or `batch.replies`
+    execute(batch) -> None       reads `batch.inputs`, `.calls` or `.requests`, fills `batch.outputs`, `.results` or `.replies`
     describe() -> object         between two batches, when somebody asks what the model says of itself
     close() -> None              once, after the last batch
 
-A typed signature (declared inputs) gives the backend one array per input, a view of the slab; an empty signature gives
-it byte payloads. A backend raises a `RingServeError` to answer the whole batch with it; any other exception is answered
+A typed signature (declared inputs) gives the backend one array per input, a view of the slab; a framed one (declared, but not
+fixed: protocol/tensor.py) gives it one `TensorCall` per request, and an empty signature byte payloads. A backend raises a `RingServeError` to answer the whole batch with it; any other exception is answered
 as `PredictionFailed` and logged with its traceback. After an exception the worker tries parts of the batch, so that only
 the row that caused it fails: `execute` may see the same rows again, fewer at a time.
 """
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ringserve.protocol.errors import PredictionFailed, RingServeError
+from ringserve.protocol.request import Scalar
 from ringserve.protocol.tensor import Signature
 
 
@@ -77,6 +78,32 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class TensorCall(NamedTuple):
+    """One request of a framed model. `inputs` are views of the slab by name, valid until it is answered and not to be written to; they
+    begin with the batch dimension, `rows` long, where the signature has one (`rows` is 1 where it has none). Elements of BYTES are
+    `bytes` in object arrays; BF16 is `ml_dtypes.bfloat16` where the model has imported that, else uint16. Optional inputs that did
+    not come are missing. `outputs` are the names of those that are wanted, () for all. `deadline_ns` is CLOCK_MONOTONIC, 0 for never."""
+
+    request_id: str
+    inputs: Mapping[str, np.ndarray]
+    rows: int = 1
+    parameters: Mapping[str, Scalar] = {}
+    outputs: Sequence[str] = ()
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    priority: int = 0
+    deadline_ns: int = 0
+    headers: Mapping[str, str] = {}
+
+
+class TensorResult(NamedTuple):
+    """The answer to one `TensorCall`: arrays by name, with the batch dimension where the signature has one."""
+
+    outputs: Mapping[str, np.ndarray]
+    parameters: Mapping[str, Scalar] = {}
+
+
 class ContractBroken(PredictionFailed):
     """What the model answered is not one answer for each row. Its code is at fault and not its input: with fewer rows the
     same would happen, so nothing is tried again."""
@@ -102,6 +129,20 @@ class BatchControl:
         error ends it. Returns whether anybody is still there to read. Raises `ContractBroken`."""
         return True
 
+    def send(
+        self,
+        row: int,
+        answer: Mapping[str, np.ndarray] | RingServeError | None,
+        parameters: Mapping[str, Scalar] | None = None,
+        *,
+        final: bool = False,
+    ) -> bool:
+        """One more answer of a decoupled model to one request, now; an error, or None with `final`, ends it too. From any thread, also
+        after `execute` has returned: the batch is over when every row has had its last one or is cancelled. Blocks while the client
+        reads slower than the model writes. Returns whether anybody is still there to read. Raises `ContractBroken` for what cannot
+        be sent, and where the row has had its last one."""
+        return True
+
 
 class PartOf(BatchControl):
     """Some rows of a batch, as the backend that runs only these sees them."""
@@ -122,10 +163,27 @@ class PartOf(BatchControl):
         self._whole.stream(of_all)
         return not all(self.cancelled(row) for row in range(len(self._rows)))
 
+    def send(
+        self,
+        row: int,
+        answer: Mapping[str, np.ndarray] | RingServeError | None,
+        parameters: Mapping[str, Scalar] | None = None,
+        *,
+        final: bool = False,
+    ) -> bool:
+        return self._whole.send(self._rows[row], answer, parameters, final=final)
+
 
 @dataclass(slots=True)
 class Batch:
     """One batch. Typed: `inputs` and `outputs` are arrays `[rows, *shape]` by name, views of the slab. The inputs are not to be written to.
+
+    Framed: `calls` has one entry a row, and `rows` counts those; `results` must be given one `TensorResult` or error for each. Where
+    the signature batches and is not ragged, `inputs` are those of all calls put next to each other (equal names, element types and
+    trailing shapes; as many in the batch dimension as the calls have together), and a backend may put arrays of the same length into
+    `outputs` by name instead, which are divided among the calls. Where a batch has one call, `inputs` are that one's. A ragged
+    signature gives several calls, each with arrays of its own, and no `inputs`; without a batch dimension there is one call a batch.
+    A decoupled one is answered by `control.send`, and has no `results`.
 
     Undeclared: `requests` has one entry a row and `replies` must be given one `Reply` or error a row. `is_retry` says that
     the failure of these rows has been logged before.
@@ -134,6 +192,8 @@ class Batch:
     rows: int
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    calls: Sequence[TensorCall] = ()
+    results: list[TensorResult | RingServeError] = field(default_factory=list)
     requests: Sequence[Request] = ()
     replies: list[Reply | RingServeError] = field(default_factory=list)
     control: BatchControl = field(default_factory=BatchControl)

@@ -14,6 +14,8 @@
     │   │   └── WorkflowNotFound    404
     │   ├── MethodNotAllowed        405
     │   ├── Conflict                409
+    │   ├── AlreadyExists           400   the Open Inference Protocol's word for the same
+    │   ├── Unsupported             501   the server, or the model, does not do that
     │   └── BodyTooLarge            413
     └── ServerError                     the server or the model is at fault
         ├── Internal                500
@@ -23,6 +25,7 @@
         │   ├── NoTicket            503   retry: every worker is busy, and the model takes no more requests than those
         │   └── SequenceRejected    503   too many sequences or requests in one, or it has ended
         ├── QueueFull               503   retry: `job_queue_size` requests already wait
+        ├── QueueTimeout            503   retry: it waited longer than its queue's policy lets it
         ├── ShuttingDown            503   retry elsewhere
         ├── PredictionFailed        503   the model raised, or answered out of contract
         ├── RequestTimeout          408   a management operation took too long
@@ -125,6 +128,18 @@ class Conflict(ClientError):
     status, type, code = 409, "ConflictStatusException", "conflict"
 
 
+class AlreadyExists(ClientError):
+    """A name of the Open Inference Protocol that is taken."""
+
+    code = "already_exists"
+
+
+class Unsupported(ClientError):
+    """Something that the protocol has and this server or model has not, or that was not allowed."""
+
+    status, code = 501, "unsupported"
+
+
 class BodyTooLarge(ClientError):
     """The body is longer than `max_request_size`."""
 
@@ -171,6 +186,12 @@ class QueueFull(ServerError):
     """`job_queue_size` requests already wait for this version."""
 
     status, type, code, retryable = 503, "ServiceUnavailableException", "queue_full", True
+
+
+class QueueTimeout(ServerError):
+    """The request waited longer than the policy of its queue lets it."""
+
+    status, type, code, retryable = 503, "ServiceUnavailableException", "queue_timeout", True
 
 
 class ShuttingDown(ServerError):

@@ -55,17 +55,18 @@ def encode_head(head: RequestHead | ReplyHead | ErrorRecord) -> bytes:
     try:
         return _encode(head)
     except UnicodeEncodeError:
-        return _encode(_unicode(msgspec.to_builtins(head)))
+        return _encode(without_surrogates(msgspec.to_builtins(head)))
 
 
-def _unicode(value: Any) -> Any:
+def without_surrogates(value: Any) -> Any:
+    """The same lists, dicts and texts, with texts that can be encoded."""
     match value:
         case str():
             return _text(value)
         case dict():
-            return {_unicode(key): _unicode(item) for key, item in value.items()}
+            return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
         case list() | tuple():
-            return [_unicode(item) for item in value]
+            return [without_surrogates(item) for item in value]
     return value
 
 

@@ -26,6 +26,9 @@ class Elsewhere(Protocol):
     def read_into(self, memory: memoryview) -> None:
         """Copy all of them to `memory`, which is as long. Raises `BadRequest` when they are not there any more."""
 
+    def part(self, offset: int, nbytes: int) -> "Elsewhere":
+        """Some of them."""
+
 
 class Tensor(NamedTuple):
     """One tensor of a request or an answer. `datatype` is the protocol's word (datatypes.py), `shape` is whole, with the batch
@@ -42,7 +45,8 @@ Scalar = bool | int | float | str
 
 class TensorRequest(NamedTuple):
     """What a client of the Open Inference Protocol wants computed; it has been checked against the declaration. `outputs` are those it
-    asks for, () for all. `parameters` are the model's to understand."""
+    asks for, () for all. `parameters` are the model's to understand. `queue_timeout_us` is how long it may wait for a worker, where the
+    model lets requests say so; 0 does not."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...] = ()
@@ -51,6 +55,7 @@ class TensorRequest(NamedTuple):
     sequence_id: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
+    queue_timeout_us: int = 0
 
 
 class TensorReply(NamedTuple):
@@ -78,7 +83,8 @@ class InferRequest(NamedTuple):
     whose bytes come separately. `binary` asks a typed model for the bytes
     of its output arrays instead of JSON. `timeout_ms` is how long the client waits for its answer; 0 does not say. `deadline_ns` (CLOCK_MONOTONIC) is when
     that is over, for a request whose body took time to come. `query` are inputs beside the body or the form, which wins where
-    both have one of the same name; typed models take none. With `tensors`, those are the request, and `body` is empty.
+    both have one of the same name; typed models take none. With `tensors`, those are the request, and `body` is empty; `model` is the
+    model's name then, which handlers are told.
     """
 
     request_id: str
@@ -92,6 +98,7 @@ class InferRequest(NamedTuple):
     deadline_ns: int = 0
     query: Sequence[FormPart] = ()
     tensors: TensorRequest | None = None
+    model: str = ""
 
 
 class Source(Protocol):
@@ -126,3 +133,10 @@ class Answer(NamedTuple):
     source: Source | None = None
     tensors: TensorReply | None = None
     replies: TensorReplies | None = None
+
+    def close(self) -> None:
+        """Nobody will read it: let go of what it holds."""
+        if self.source is not None:
+            self.source.close()
+        if self.replies is not None:
+            self.replies.close()

@@ -37,8 +37,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
     @property
     def fixed(self) -> bool:
-        """Whether every row has the same bytes."""
-        return self.dtype in ITEM_BYTES and ANY not in self.shape and not self.optional
+        """Whether every row has the same bytes, of which numpy makes arrays: not of BF16."""
+        return self.dtype in ITEM_BYTES and self.dtype != "bfloat16" and ANY not in self.shape and not self.optional
 
     @property
     def row_bytes(self) -> int:

@@ -63,9 +63,9 @@ class Admission:
         """How many wait in all front ends."""
         return self.waiting if self._all_counts is None else sum(self._all_counts)
 
-    def try_enter(self) -> bool:
-        """Take one place; False when there is none."""
-        claimed, words, counts = self.waiting + 1, self._words, self._all_counts
+    def try_enter(self, places: int = 1) -> bool:
+        """Take so many places; False, and none taken, when there are fewer."""
+        claimed, words, counts = self.waiting + places, self._words, self._all_counts
         if words is None or counts is None:
             if claimed > self.capacity:
                 return False
@@ -78,10 +78,10 @@ class Admission:
             if sum(counts) <= self.capacity:
                 self.waiting = claimed
                 return True
-            words[self._own_at] = claimed - 1
+            words[self._own_at] = claimed - places
             _release()
             _acquire()
-            if sum(counts) >= self.capacity:
+            if sum(counts) + places > self.capacity:
                 return False
         return False
 

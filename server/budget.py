@@ -98,6 +98,13 @@ def _size(count: int) -> str:
     return f"{count / MIB:.1f} MiB"
 
 
+def arrays_of(signature: Signature) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The inputs and outputs that a lane lays out: those of typed models, for all others send bytes."""
+    if not signature.typed:
+        return (), ()
+    return tensors_of(signature.inputs), tensors_of(signature.outputs)
+
+
 def tensors_of(specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
     """A declaration as a lane lays it out."""
     return tuple(Tensor(spec.name, spec.dtype, spec.shape, spec.row_bytes) for spec in specs)
@@ -128,7 +135,7 @@ def lane_shape(
         half = (budget.target_bytes // (beside + OUTSTANDING_MAX) - batch_size * ROW_BYTES) // 2
         bytes_in = _region_bytes(batch_size, request_bytes_max, half)
         bytes_out = _region_bytes(batch_size, response_bytes_max, half)
-    one = LaneShape(1, batch_size, tensors_of(signature.inputs), tensors_of(signature.outputs), bytes_in, bytes_out)
+    one = LaneShape(1, batch_size, *arrays_of(signature), bytes_in, bytes_out)
     slab_bytes = plan_slab(one).slab_bytes
     wanted = beside + OUTSTANDING_MAX * max(workers, WORKERS_PLANNED_MIN)
     slabs = min(wanted, budget.target_bytes // slab_bytes)

@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from ringserve.protocol.errors import DeadlineExceeded, Internal, RingServeError
+from ringserve.protocol.errors import DeadlineExceeded, Internal, PredictionFailed, RingServeError
 from ringserve.protocol.payload import decode_reply_head
 from ringserve.protocol.request import Answer
 from ringserve.protocol.tensor import Signature
@@ -24,7 +24,17 @@ from ringserve.server.replies import (
     typed_renderer,
 )
 from ringserve.server.sources import Frame, Held, ReplyStream
+from ringserve.server.tensor_replies import (
+    FrameReplies,
+    RenderedReplies,
+    TypedTensors,
+    handler_tensors,
+    plain_answer,
+    read_framed,
+)
+from ringserve.server.tensor_rows import RowPending
 from ringserve.shm.faults import reach
+from ringserve.shm.lane import Slab
 from ringserve.shm.layout import REPLY_BODY_BYTES, REPLY_FLAGS, REPLY_ID
 from ringserve.shm.shm_errors import RingCorrupt
 
@@ -37,7 +47,9 @@ class Delivery:
     `may_hold` says whether the network may keep rows of a slab for as long as a client reads."""
 
     def __init__(self, signature: Signature, on_row_over: Callable[[Fill], None], may_hold: Callable[[], bool]) -> None:
+        self._signature = signature
         self._render = typed_renderer(signature) if signature.typed else None
+        self._tensors = TypedTensors(signature) if signature.typed else None
         self._on_row_over = on_row_over
         self._may_hold = may_hold
 
@@ -45,7 +57,7 @@ class Delivery:
         """Give every row its own answer; returns how many reply lines did not carry their row's id."""
         fill, mismatched = batch.fill, 0
         lines = fill.slab.table[batch.first : batch.first + len(batch.rows), REPLY_ID:].tolist()
-        render, times = self._render, batch.times
+        render, times, framed = self._render, batch.times, self._signature.framed
         for pending, line in zip(batch.rows, lines, strict=True):
             if pending is None:
                 continue
@@ -59,7 +71,7 @@ class Delivery:
             elif render is not None and not line[_FLAGS]:
                 pending.times = times
                 if pending.binary:
-                    pending.set_result(self._binary(fill, pending.row))
+                    pending.set_result(self._binary(fill, pending))
                 else:
                     pending.set_result(Answer(render(fill.slab, pending.row), "application/json"))
             elif line[_FLAGS] & FLAG_NOT_COMPUTED:
@@ -67,7 +79,10 @@ class Delivery:
             else:
                 pending.times = times
                 hold = self._holder(fill) if line[_BODY_BYTES] >= DIRECT_BYTES_MIN else None
-                reply = read_reply(fill.slab, line, overflow, hold)
+                if framed or pending.wanted is not None:
+                    reply = self._read_tensors(pending, fill.slab, line, overflow, hold)
+                else:
+                    reply = read_reply(fill.slab, line, overflow, hold)
                 if isinstance(reply, RingServeError):
                     pending.set_exception(reply)
                 else:
@@ -87,8 +102,34 @@ class Delivery:
 
         return let_go
 
-    def _binary(self, fill: Fill, row: int) -> Answer:
-        body = typed_bytes(fill.slab, row)
+    def _read_tensors(
+        self,
+        pending: Pending,
+        slab: Slab,
+        line: list[int],
+        overflow: Overflow | None,
+        hold: Callable[[], Callable[[], None]] | None,
+    ) -> Answer | RingServeError:
+        """The answer of a framed model, or of any other to a request in tensors."""
+        if not self._signature.framed:
+            reply = read_reply(slab, line, overflow, None)
+            declared = self._signature.declared  # a typed row that failed
+            return reply if declared or isinstance(reply, RingServeError) else handler_tensors(reply)
+        if pending.wanted is not None:
+            return read_framed(slab, line, overflow, hold)
+        answer = read_framed(slab, line, overflow, None)
+        if isinstance(answer, RingServeError):
+            return answer
+        assert answer.tensors is not None
+        return plain_answer(self._signature, answer.tensors, binary=pending.binary)
+
+    def _binary(self, fill: Fill, pending: Pending) -> Answer:
+        if pending.wanted is not None:
+            assert self._tensors is not None
+            if isinstance(pending, RowPending):
+                return pending.whole.take(pending, fill.slab, pending.row, self._tensors)
+            return self._tensors.answer(fill.slab, pending.row, pending.wanted, self._holder(fill))
+        body = typed_bytes(fill.slab, pending.row)
         hold = None if isinstance(body, bytes) or len(body) < DIRECT_BYTES_MIN else self._holder(fill)
         if hold is None:
             return Answer(bytes(body), "application/octet-stream")
@@ -125,7 +166,7 @@ class Delivery:
                 frame.taken()
                 continue
             if pending.stream is None:
-                self._begin(pending, head)
+                self._begin(pending, head, self._signature)
             if pending.stream is None:
                 frame.taken()  # nobody waits for it
             else:
@@ -133,9 +174,13 @@ class Delivery:
         frame.taken()
 
     @staticmethod
-    def _begin(pending: Pending, encoded_head: bytes) -> None:
+    def _begin(pending: Pending, encoded_head: bytes, signature: Signature) -> None:
         """The first piece of a row: its answer begins now."""
         if pending.done():
+            return
+        if pending.wanted is not None and not signature.declared:
+            pending.mark_cancelled()
+            pending.fail(PredictionFailed("The handler answers in parts, which are no tensors."))
             return
         try:
             head = decode_reply_head(encoded_head)
@@ -143,7 +188,15 @@ class Delivery:
             raise RingCorrupt(f"a chunk begins an answer with a head that cannot be read: {error}") from None
         pending.stream = ReplyStream(pending.mark_cancelled)
         pending.lift_deadline()
-        pending.set_result(Answer(b"", None, head.status, head.phrase, head.headers, pending.stream))
+        if not signature.framed:
+            pending.set_result(Answer(b"", None, head.status, head.phrase, head.headers, pending.stream))
+            return
+        replies = FrameReplies(pending.stream)
+        if pending.wanted is not None:
+            pending.set_result(Answer(b"", replies=replies))
+        else:
+            source = RenderedReplies(replies, pending.stream, signature)
+            pending.set_result(Answer(b"", "application/json", source=source))
 
     @staticmethod
     def _finish(stream: ReplyStream, fill: Fill, line: list[int], overflow: Overflow | None) -> None:

@@ -2,46 +2,32 @@
 
     submit, land ─▶ slab queue ─▶ a worker's ring (at most two batches) ─▶ delivery ─▶ free slabs
 
-Transport-free: a request comes in, a future with its `Answer` goes out. Everything runs on the event loop's thread. Requests
+What lies before the queue is in intake.py. Transport-free: a request comes in, a future with its `Answer` goes out. Everything runs on the event loop's thread. Requests
 parsed in one tick of the loop leave together, because the pump runs at the tick's end.
 """
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 
-from ringserve.protocol.errors import (
-    DeadlineExceeded,
-    Internal,
-    NoWorker,
-    OutOfResources,
-    QueueFull,
-    RingServeError,
-)
-from ringserve.protocol.request import InferRequest
+from ringserve.protocol.errors import DeadlineExceeded, Internal, NoWorker, OutOfResources, RingServeError
 from ringserve.protocol.tensor import Signature
-from ringserve.server.admission import Admission
-from ringserve.server.arrivals import Arrivals
 from ringserve.server.batching import BatchPolicy, WaitUntil
 from ringserve.server.control import Load
-from ringserve.server.deadlines import Deadlines
 from ringserve.server.delivery import Delivery
-from ringserve.server.drain_rate import DrainRate, seconds_until
 from ringserve.server.inflight import SENT, Batch, Fill, LinkState, Pending, has_begun, least_loaded
-from ringserve.server.landing import SOCKET_TO_SLAB, BufferLanding, GrowingLanding, Landing, SlabLanding
+from ringserve.server.intake import Intake
+from ringserve.server.landing import SOCKET_TO_SLAB
 from ringserve.server.limits import Limits
 from ringserve.server.load import SlabUse, load_of, slab_use
 from ringserve.server.metrics.meter import Meter
 from ringserve.server.replies import STATUS_CHUNK, STATUS_OVERFLOW, Overflow
-from ringserve.server.slab_queue import SlabQueue
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import FrontLink
 from ringserve.shm.ring import Command, Completion
 from ringserve.shm.shm_errors import OutOfSharedMemory, PeerGone, RingCorrupt, ShmError
-from ringserve.shm.spool import Spool
 
 logger = logging.getLogger("ringserve.dispatch")
 
@@ -49,50 +35,22 @@ logger = logging.getLogger("ringserve.dispatch")
 GONE_S_MAX = 1.0
 # How often a slab that was not needed in the meantime gives its memory back.
 GIVE_BACK_S = 5.0
-# A shorter body is received elsewhere and copied: while it arrives, its row would part the batch.
-LANDED_BYTES_MIN = 64 << 10
 
 
-class Dispatcher:
+class Dispatcher(Intake):
     """One version in this front end. `on_stuck(worker_id)` asks for a worker to be replaced."""
 
     def __init__(self, label: str, policy: BatchPolicy, limits: Limits) -> None:
-        self.label = label
-        self.limits = limits
-        self.admission = Admission(limits.queue_size)
-        self.arrivals = Arrivals(self._notice_idle)
+        super().__init__(label, policy, limits)
         self.meter: Meter | None = None
         self.mismatched_replies = 0
         self.on_stuck: Callable[[str], None] = lambda worker_id: None
-        self._loop = asyncio.get_running_loop()
-        self._begin = Pending.begin
-        self._queue = self._make_queue(policy)
-        self._deadlines = Deadlines(self._loop, self._expire)
-        self._drain = DrainRate(time.monotonic())
         self._delivery: Delivery | None = None
-        self._serviceable = False
-        self._typed, self.signature = False, Signature()  # until a worker has said
         self._links: dict[str, LinkState] = {}
         self._last_link = 0
-        self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._give_back_timer: asyncio.TimerHandle | None = None
         self._on_idle: Callable[[], None] | None = None
-
-    def _make_queue(self, policy: BatchPolicy) -> SlabQueue:
-        return SlabQueue(self.label, policy, self.admission)
-
-    # ---- requests
-
-    @property
-    def waiting(self) -> int:
-        """Requests not yet handed to a worker."""
-        return self.admission.waiting
-
-    @property
-    def typed(self) -> bool:
-        """Whether headers are of no use to this model."""
-        return self._typed
 
     @property
     def load(self) -> Load:
@@ -102,97 +60,7 @@ class Dispatcher:
     def slab_use(self) -> SlabUse:
         return slab_use(self._queue, self._links.values())
 
-    def submit(self, request: InferRequest, spool: Spool | None = None) -> Pending:
-        """Queue a request, whose body may be in a spool. Raises `NoWorker`, `QueueFull`, `BadRequest`; the future may raise any
-        `RingServeError`."""
-        try:
-            if not self._serviceable:
-                raise self._no_worker()
-            if not self.admission.try_enter() and not self._entered_after_pump():
-                raise self._full()
-        except RingServeError:
-            if spool is not None:
-                spool.close()
-            raise
-        pending = self._pending(request)
-        self._queue.accept(pending, request, spool)
-        if pending.deadline_ns or pending.wait_until_ns:
-            self._watch(pending)
-        self._pump_soon()
-        return pending
-
-    def _entered_after_pump(self) -> bool:
-        """What came in this tick of the loop may leave before somebody is refused: workers may have room for it."""
-        if not self._pump_due:
-            return False
-        self._pump()
-        return self.admission.try_enter()
-
-    def land(self, request: InferRequest, body_bytes: int, limit_bytes: int) -> Landing:
-        """Where the body of a request is to be received. Raises as `submit` does, as far as that can be known before."""
-        self.refuse()
-        request = self.limits.stamped(request)
-        if body_bytes < LANDED_BYTES_MIN:
-            return BufferLanding(body_bytes, request, self.submit)
-        try:
-            pending = self._pending(request)
-            places = self._queue.land(pending, request, body_bytes)
-            if places is not None:
-                return SlabLanding(pending, places, self._landed, self._forsaken)
-            if self._typed:
-                return BufferLanding(body_bytes, request, self.submit)
-            return GrowingLanding(limit_bytes, request, self.submit, spooled=True)
-        except OutOfSharedMemory as error:
-            raise OutOfResources(f"The request does not fit into memory: {error}") from None
-
-    def land_unknown(self, request: InferRequest, limit_bytes: int) -> Landing:
-        """The same for a body whose length nobody has told."""
-        self.refuse()
-        return GrowingLanding(limit_bytes, self.limits.stamped(request), self.submit)
-
-    def refuse(self) -> None:
-        """Raises `NoWorker` or `QueueFull` where it is plain now that a request would be refused: its body need not come."""
-        if not self._serviceable:
-            raise self._no_worker()
-        if self.admission.total >= self.admission.capacity:
-            raise self._full()
-
-    def _no_worker(self) -> NoWorker:
-        after_s = seconds_until(self._probe_at_ns, time.monotonic_ns())
-        return NoWorker(f"{self.label} has no worker", retry_after_s=after_s)
-
-    def _full(self) -> RingServeError:
-        after_s = self._drain.seconds_for(self.admission.waiting, time.monotonic())
-        return QueueFull(self._queue.full_text(), retry_after_s=math.ceil(after_s))
-
-    def _pending(self, request: InferRequest) -> Pending:
-        pending = self._begin(self._loop, self._forsaken)
-        if request.binary:
-            pending.binary = True
-        limits = self.limits
-        timeout_ms = limits.patience_ms(request)
-        if timeout_ms or limits.queue_timeout_ms:
-            now_ns = time.monotonic_ns()
-            pending.deadline_ns = request.deadline_ns or (now_ns + timeout_ms * 1_000_000 if timeout_ms else 0)
-            pending.wait_until_ns = now_ns + limits.queue_timeout_ms * 1_000_000 if limits.queue_timeout_ms else 0
-        return pending
-
-    def _landed(self, pending: Pending) -> None:
-        if not self._serviceable:
-            self._forsaken(pending)
-            raise self._no_worker()
-        if pending.wait_until_ns:  # it waits from now on
-            pending.wait_until_ns = time.monotonic_ns() + self.limits.queue_timeout_ms * 1_000_000
-        if not self._queue.landed(pending):
-            self._forsaken(pending)
-            raise self._full()
-        if pending.row_deadline_ns:
-            self._watch(pending)
-        self._pump_soon()
-
-    def _watch(self, pending: Pending) -> None:
-        for at_ns in {pending.wait_until_ns, pending.deadline_ns} - {0}:
-            self._deadlines.watch(pending, at_ns)
+    # ---- whose time is over
 
     def _expire(self, pending: Pending) -> None:
         """One of its deadlines has passed."""
@@ -282,11 +150,6 @@ class Dispatcher:
                 batch.fail(error)
 
     # ---- to the workers
-
-    def _pump_soon(self) -> None:
-        if not self._pump_due:
-            self._pump_due = True
-            self._loop.call_soon(self._pump)
 
     def _row_over(self, fill: Fill) -> None:
         self._queue.release(fill)
@@ -423,7 +286,7 @@ class Dispatcher:
         state.reported_stuck = False
         self._drain.answered(batch.count, state.since_ns - began_ns)
         if self.meter is not None and entry.ended_ns:
-            batch.times = self.meter.batch(batch.sent_s, entry.began_ns, entry.ended_ns, state.since_ns, batch.count)
+            batch.times = self.meter.batch(batch.sent_s, entry, state.since_ns, batch.count)
         try:
             if failure is not None:
                 batch.fail(failure)

@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ringserve.backends.contract import Backend, Batch, BatchControl, PartOf, Request, check_count
+from ringserve.backends.contract import Backend, Batch, BatchControl, ContractBroken, PartOf, Request, check_count
 from ringserve.protocol.errors import OutOfResources, PredictionFailed, RingServeError
 from ringserve.protocol.tensor import Signature
 from ringserve.server.isolation import isolate
 from ringserve.server.payloads import read_requests
 from ringserve.server.replies import RowMark, RowReply, write_replies, write_typed_success
 from ringserve.server.streaming import Chunks, RunningBatch
+from ringserve.server.tensor_calls import Framing, divided, groups_of, joined, read_calls
+from ringserve.server.tensor_streaming import RunningReplies
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Array, Slab
 from ringserve.shm.layout import ROW_DEADLINE_NS, ROW_FLAGS
@@ -49,18 +51,26 @@ class Execution:
         self, backend: Backend, signature: Signature, response_bytes_max: int, retry_s_max: float = RETRY_S_MAX
     ) -> None:
         self._backend = backend
+        self._signature = signature
         self._typed = signature.typed
+        self._framing = Framing(signature) if signature.framed else None
         self._input_names = [spec.name for spec in signature.inputs]
         self._output_names = [spec.name for spec in signature.outputs]
         self._response_bytes_max = response_bytes_max
         self._retry_s_max = retry_s_max
         self.began_ns = self.ended_ns = 0  # of the last batch, with all its attempts; 0: nobody wanted any of its rows
+        self.executions = self.items = (
+            0  # of the same, without what was tried again: calls of the model, and what these were for
+        )
 
     def run(self, slab: Slab, command: Command, chunks: Chunks, receive_parcel: ReceiveParcel) -> Segment | None:
         """Answer every row of the batch, in the slab and in the returned overflow parcel. Raises `ShmError` when the memory
         does not hold what the command says."""
+        self.began_ns = self.ended_ns = self.executions = self.items = 0
+        if self._framing is not None:
+            running = RunningReplies(slab, command, chunks, self._response_bytes_max, self._framing)
+            return self._run_framed(slab, command, running, self._framing, receive_parcel)
         control = RunningBatch(slab, command, chunks, self._response_bytes_max, typed=self._typed)
-        self.began_ns = self.ended_ns = 0
         if self._typed:
             return self._run_typed(slab, command, control)
         return self._run_bytes(slab, command, control, receive_parcel)
@@ -160,17 +170,77 @@ class Execution:
             outcomes[row] = reply
         return None
 
-    # ---- both
+    # ---- tensors
+
+    def _run_framed(
+        self, slab: Slab, command: Command, control: RunningReplies, framing: Framing, receive_parcel: ReceiveParcel
+    ) -> Segment | None:
+        signature = self._signature
+        calls, parcels = read_calls(slab, command.first, command.rows, signature.batches, receive_parcel)
+        reach("requests-read")
+        rows = wanted_rows(slab, command, time.monotonic_ns())
+        control.calls = calls
+        outcomes: list[RowReply] = [RowMark.NOT_COMPUTED] * command.rows
+
+        def attempt(group: Sequence[int], is_retry: bool) -> RingServeError | None:
+            return self._attempt_framed(control, framing, outcomes, group, is_retry)
+
+        try:
+            for group in groups_of(rows, calls, signature, len(slab.table)):
+                error = attempt(group, False)
+                if error is not None and signature.decoupled:
+                    control.end_all(group, error)
+                elif error is not None:
+                    for row, failure in self._isolated(group, error, attempt, control).items():
+                        outcomes[row] = failure
+            if signature.decoupled:
+                for row, ending in control.endings(rows).items():
+                    outcomes[row] = ending
+            return self._written(slab, control.close(), outcomes)
+        finally:
+            calls.clear()
+            for parcel in parcels:
+                parcel.close()
+
+    def _attempt_framed(
+        self,
+        control: RunningReplies,
+        framing: Framing,
+        outcomes: list[RowReply],
+        group: Sequence[int],
+        is_retry: bool,
+    ) -> RingServeError | None:
+        """Run some rows, and say what each is answered. A row whose answer is not one fails alone."""
+        calls = [call for row in group if (call := control.calls[row]) is not None]
+        view = control if len(group) == len(outcomes) else PartOf(control, group, len(outcomes))
+        batch = Batch(len(group), calls=calls, control=view, is_retry=is_retry)
+        error = self._execute(batch)
+        if error is not None or self._signature.decoupled:
+            return error
+        for row, call, result in zip(group, calls, batch.results, strict=True):
+            if isinstance(result, RingServeError):
+                outcomes[row] = result
+                continue
+            try:
+                outcomes[row] = framing.reply(call, result.outputs, result.parameters)
+            except ContractBroken as failure:
+                outcomes[row] = failure
+        return None
+
+    # ---- all
 
     def _execute(self, batch: Batch) -> RingServeError | None:
         """An exception becomes the error that the rows are answered with."""
         if not batch.is_retry:
-            self.began_ns = time.monotonic_ns()
+            self.began_ns = self.began_ns or time.monotonic_ns()
+            self.executions += 1
+            self.items += sum(call.rows for call in batch.calls) if batch.calls else batch.rows
         try:
+            if batch.calls and (len(batch.calls) == 1 or not self._signature.ragged):
+                batch.inputs = joined(batch.calls)
             self._backend.execute(batch)
             reach("batch-executed")
-            if not self._typed:
-                check_count(batch.rows, len(batch.replies))
+            self._check_answers(batch)
         except RingServeError as error:
             return error
         except MemoryError:
@@ -185,6 +255,16 @@ class Execution:
         finally:
             self.ended_ns = time.monotonic_ns()
         return None
+
+    def _check_answers(self, batch: Batch) -> None:
+        """Raises `ContractBroken` unless there is one answer for each row."""
+        if self._framing is None:
+            if not self._typed:
+                check_count(batch.rows, len(batch.replies))
+        elif not self._signature.decoupled:
+            if not batch.results and batch.outputs:
+                batch.results = divided(batch.outputs, batch.calls, has_rows=self._signature.batches)
+            check_count(batch.rows, len(batch.results))
 
     def _isolated(
         self,

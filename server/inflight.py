@@ -11,9 +11,9 @@ where the answer is sent straight from the slab, flushed.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self
 
 from ringserve.protocol.errors import RingServeError
 from ringserve.protocol.request import Answer, InferRequest
@@ -68,10 +68,15 @@ class Pending(asyncio.Future[Answer]):
     parcel: Segment | Spool | None = None  # what does not fit into a slab
     wait_until_ns = deadline_ns = 0
     binary = False  # a typed answer is wanted as the bytes of its arrays
+    wanted: Sequence[str] | None = (
+        None  # the outputs that are wanted as tensors, () for all; None: the request was no tensors
+    )
     stream: "ReplyStream | None" = None
+    entry: object = None  # in the lines that server/scheduling keeps, until it leaves them
+    expires_ns = 0  # when it is refused there, if no worker has begun with it
 
     @classmethod
-    def begin(cls, loop: asyncio.AbstractEventLoop, on_forsaken: "Callable[[Pending], None]") -> "Pending":
+    def begin(cls, loop: asyncio.AbstractEventLoop, on_forsaken: "Callable[[Pending], None]") -> Self:
         pending = cls(loop=loop)
         pending.on_forsaken = on_forsaken
         pending.state = BACKLOG
@@ -84,8 +89,8 @@ class Pending(asyncio.Future[Answer]):
         cancelled = super().cancel(msg)
         if cancelled:
             self.on_forsaken(self)
-        elif not self.cancelled() and self.exception() is None and (source := self.result().source) is not None:
-            source.close()  # it was answered a moment ago, and nobody will look at that
+        elif not self.cancelled() and self.exception() is None:
+            self.result().close()  # it was answered a moment ago, and nobody will look at that
         return cancelled
 
     @property
@@ -98,7 +103,7 @@ class Pending(asyncio.Future[Answer]):
     def fail(self, error: RingServeError) -> None:
         """Answer with an error, unless it is answered or given up."""
         if self.stream is not None:
-            self.stream.break_off()
+            self.stream.break_off(error)
         elif not self.done():
             self.set_exception(error)
 
@@ -210,9 +215,13 @@ class Fill:
             try:
                 parcel = payload.to_parcel()
             except BaseException:
-                self.holes.append(row)
+                self.unplace(row)
                 raise
-        payload.write(self.slab, row, at, row_id, pending.row_deadline_ns)
+        try:
+            payload.write(self.slab, row, at, row_id, pending.row_deadline_ns)
+        except BaseException:
+            self.unplace(row)
+            raise
         if parcel is not None:
             pending.parcel = parcel
             self.parcels += 1
@@ -221,6 +230,12 @@ class Fill:
         self.ready += 1
         reach("row-written")
         return True
+
+    def unplace(self, row: int) -> None:
+        """Nothing came into a row that had been placed."""
+        self.slab.table[row, ROW_FLAGS] = ROW_CANCELLED
+        self.slab.table[row, ROW_PARCEL_BYTES] = 0
+        self.holes.append(row)
 
     def enter(self, pending: Pending, row: int, row_id: int) -> None:
         """The row is this request's now."""

@@ -129,6 +129,20 @@ class BufferLanding:
         """Nobody else knows of it."""
 
 
+class CallLanding(BufferLanding):
+    """The body of a call of the Open Inference Protocol, which is read when it is whole."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self, body_bytes: int, read: Callable[[memoryview], Pending]) -> None:
+        super().__init__(body_bytes)
+        self._read = read
+
+    def commit(self) -> Pending:
+        """Raises what reading and submitting it raise."""
+        return self._read(memoryview(self.body))
+
+
 class GrowingLanding:
     """A body of any length up to the limit: `limit_bytes` is `max_request_size`."""
 

@@ -15,9 +15,20 @@ import orjson
 from ringserve.backends.contract import InputPart, Request
 from ringserve.protocol.errors import BadRequest, OutOfResources
 from ringserve.protocol.payload import Part, RequestHead, decode_request_head, encode_head
-from ringserve.protocol.request import FormPart, InferRequest
+from ringserve.protocol.request import FormPart, InferRequest, Tensor, TensorRequest
 from ringserve.protocol.tensor import Signature, TensorSpec
-from ringserve.server.forms import cut
+from ringserve.server.json_values import holds_text, kind_of, misfit_of
+from ringserve.server.plain_bodies import refuse_explanation, request_of_spool
+from ringserve.server.tensor_payloads import (
+    HERE,
+    Coming,
+    Data,
+    data_bytes,
+    envelope_request,
+    row_of,
+    rows_asked,
+    typed_datas,
+)
 from ringserve.shm.lane import Slab
 from ringserve.shm.layout import (
     REQUEST_LINE,
@@ -33,10 +44,9 @@ from ringserve.shm.layout import (
 )
 from ringserve.shm.segment import Segment
 from ringserve.shm.shm_errors import OutOfSharedMemory
-from ringserve.shm.spool import Spool, Windows
+from ringserve.shm.spool import Spool
 
 Buffer = bytes | bytearray | memoryview
-KIND_LISTS_MAX = 8
 NO_REGION = 1 << 62  # more bytes than any slab has room for
 
 
@@ -83,6 +93,54 @@ class TypedPayload:
         for rows in slab.input_rows:
             length = len(rows) // len(slab.table)
             places.append(rows[row * length : row * length + length])
+        return places
+
+
+class ElsewherePayload(TypedPayload):
+    """A row of a typed model some of whose inputs may lie in their client's memory."""
+
+    __slots__ = ("datas",)
+
+    def __init__(self, datas: Sequence[Data]) -> None:
+        super().__init__(())
+        self.datas = datas
+
+    def write(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> None:
+        """Raises `BadRequest`."""
+        for rows, data in zip(slab.input_rows, self.datas, strict=True):
+            length = data_bytes(data)
+            memory = rows[row * length : row * length + length]
+            if isinstance(data, HERE):
+                memory[:] = data
+            else:
+                data.read_into(memory)
+        REQUEST_LINE.pack_into(slab.memory, row * ROW_BYTES, row_id, deadline_ns, 0, 0, 0, 0, 0, 0)
+
+
+class ComingPayload(ElsewherePayload):
+    """A row of a typed model some of whose inputs are still to come. `coming` are their lengths, None for those that are here."""
+
+    __slots__ = ("_order",)
+
+    def __init__(
+        self, declared: Sequence[tuple[str, int]], inputs: Sequence[Tensor], coming: Sequence[int | None]
+    ) -> None:
+        """Raises `BadRequest`."""
+        told = [
+            each if length is None else each._replace(data=Coming(length))
+            for each, length in zip(inputs, coming, strict=True)
+        ]
+        super().__init__(typed_datas(declared, TensorRequest(tuple(told)), 1))
+        numbers = {name: number for number, (name, _) in enumerate(declared)}
+        self._order = [numbers[each.name] for each in told if isinstance(each.data, Coming)]
+
+    def open(self, slab: Slab, row: int, at: int, row_id: int, deadline_ns: int) -> list[memoryview]:
+        """Raises `BadRequest`."""
+        self.write(slab, row, at, row_id, deadline_ns)
+        places = []
+        for number in self._order:
+            length = data_bytes(self.datas[number])
+            places.append(slab.input_rows[number][row * length : (row + 1) * length])
         return places
 
 
@@ -179,6 +237,8 @@ class BytesEncoder:
     """For models that declare nothing: everything a client sends is passed on as it is."""
 
     def encode(self, request: InferRequest) -> BytesPayload:
+        if request.tensors is not None:
+            request = envelope_request(request)
         if request.query:
             return self._with_query(request, len(request.body), (request.body,))
         if request.parts is None:
@@ -194,6 +254,10 @@ class BytesEncoder:
         if request.query:
             return self._with_query(request, body_bytes, ())
         return BytesPayload(_plain_head(request, body_bytes), (), body_bytes)
+
+    def expect_tensors(self, request: InferRequest, lengths: Sequence[int]) -> Payload | None:
+        """None: a handler is given a document of them, which is made when all are there."""
+        return None
 
     def encode_spooled(self, request: InferRequest, spool: Spool) -> Payload:
         """Raises `OutOfResources`."""
@@ -247,12 +311,16 @@ class TypedEncoder:
     def __init__(self, signature: Signature) -> None:
         assert signature.typed
         self._inputs = signature.inputs
+        self._rows = [(spec.name, spec.row_bytes) for spec in signature.inputs]
         self._row_bytes = signature.input_row_bytes
 
     def encode(self, request: InferRequest) -> TypedPayload:
         """Raises `BadRequest` naming the input, what was expected and what came."""
+        if request.tensors is not None:
+            (payload,) = self.encode_rows(request, 1)
+            return payload
         if request.headers:
-            _check_explains_not(request)
+            refuse_explanation(request)
         if request.parts is not None:
             return TypedPayload(self._from_parts(request))
         if request.content_type.startswith("application/json"):
@@ -267,22 +335,37 @@ class TypedEncoder:
             at += spec.row_bytes
         return TypedPayload(buffers)
 
+    def encode_rows(self, request: InferRequest, rows: int) -> list[TypedPayload]:
+        """A request in tensors, a payload for each of its rows. Raises `BadRequest`."""
+        assert request.tensors is not None
+        datas = typed_datas(self._rows, request.tensors, rows)
+        parts = [datas] if rows == 1 else [row_of(datas, row, rows) for row in range(rows)]
+        return [_typed_payload(part) for part in parts]
+
+    def rows_of(self, request: InferRequest) -> int:
+        """How many rows it takes. Raises `BadRequest`."""
+        return 1 if request.tensors is None else rows_asked(request.tensors)
+
     def expect(self, request: InferRequest, body_bytes: int) -> TypedPayload | None:
         """The payload of a request whose body is still to come, None for one that must be read before it is a row. Raises
         `BadRequest`: a body of the wrong length need not even arrive."""
-        _check_explains_not(request)
+        refuse_explanation(request)
         if request.content_type.startswith("application/json"):
             return None
         self._check_bytes(body_bytes)
         return TypedPayload(())
 
+    def expect_tensors(self, request: InferRequest, lengths: Sequence[int]) -> Payload | None:
+        """The payload of a request in tensors some of which are still to come: those whose `lengths` are not negative. None when it
+        takes more than one row. Raises `BadRequest`."""
+        assert request.tensors is not None
+        if rows_asked(request.tensors) != 1:
+            return None
+        coming = [length if length >= 0 else None for length in lengths]
+        return ComingPayload(self._rows, request.tensors.inputs, coming)
+
     def encode_spooled(self, request: InferRequest, spool: Spool) -> Payload:
-        windows = Windows(spool.fd, 0, spool.written)
-        body = b"".join(map(bytes, iter(windows.next, None)))
-        spool.close()
-        if request.placed is not None:
-            return self.encode(request._replace(parts=cut(request.placed, body)))
-        return self.encode(request._replace(body=body))
+        return self.encode(request_of_spool(request, spool))
 
     def _check_bytes(self, count: int) -> None:
         if count != self._row_bytes:
@@ -297,7 +380,7 @@ class TypedEncoder:
         if not isinstance(value, dict):
             if len(self._inputs) != 1:
                 names = ", ".join(spec.name for spec in self._inputs)
-                raise BadRequest(f"Body: expected a JSON object with the inputs {names}, got {_kind(value)}.")
+                raise BadRequest(f"Body: expected a JSON object with the inputs {names}, got {kind_of(value)}.")
             return [_json_row(self._inputs[0], value, has_texts=_has_texts(body, 0))]
         _check_names({spec.name for spec in self._inputs}, set(value))
         has_texts = _has_texts(body, len(value))
@@ -310,12 +393,9 @@ class TypedEncoder:
         return [_part_row(spec, by_name[spec.name].data, by_name[spec.name].content_type) for spec in self._inputs]
 
 
-def _check_explains_not(request: InferRequest) -> None:
-    """Raises `BadRequest` where an explanation is asked for: those are made by handlers."""
-    if request.headers.get("explain") == "True":
-        raise BadRequest(
-            "Explanation: expected a model with a handler, got one that declares its inputs and outputs, which gives predictions only."
-        )
+def _typed_payload(datas: Sequence[Data]) -> TypedPayload:
+    here = [data for data in datas if isinstance(data, HERE)]
+    return TypedPayload(here) if len(here) == len(datas) else ElsewherePayload(datas)
 
 
 def _check_names(expected: set[str], got: set[str]) -> None:
@@ -342,7 +422,7 @@ def _has_texts(document: Buffer, names: int) -> bool:
 def _json_row(spec: TensorSpec, value: object, *, has_texts: bool) -> Buffer:
     """One row from nested lists; a flat list of the right length is accepted for any shape. Texts are looked for where there may be
     some: NumPy would make room for the longest in every place."""
-    if has_texts and _holds_text(value):
+    if has_texts and holds_text(value):
         raise BadRequest(f"Input {spec.name}: expected {spec.dtype} values, got a string.")
     try:
         found = np.asarray(value)
@@ -350,61 +430,10 @@ def _json_row(spec: TensorSpec, value: object, *, has_texts: bool) -> Buffer:
         raise BadRequest(f"Input {spec.name}: expected {spec}, got lists of unequal lengths.") from None
     if found.shape != spec.shape and found.shape != (math.prod(spec.shape),):
         raise BadRequest(f"Input {spec.name}: expected shape {list(spec.shape)}, got {list(found.shape)}.")
-    misfit = _misfit(found, np.dtype(spec.dtype))
+    misfit = misfit_of(found, np.dtype(spec.dtype))
     if misfit is not None:
         raise BadRequest(f"Input {spec.name}: expected {spec.dtype} values, got {misfit}.")
     return np.ascontiguousarray(found, dtype=spec.dtype).tobytes()
-
-
-def _holds_text(value: object) -> bool:
-    left = [value]
-    while left:
-        each = left.pop()
-        if isinstance(each, str):
-            return True
-        if isinstance(each, list):
-            left += each
-    return False
-
-
-def _misfit(found: np.ndarray, target: np.dtype) -> str | None:
-    """The first value that would not survive as `target` (no number, out of range, a fraction for an integer), if any."""
-    if found.dtype.kind not in "biuf":
-        values = found.ravel().tolist()
-        return _kind(next((value for value in values if not isinstance(value, int | float)), values))
-    if found.dtype.kind == "b":
-        return None  # true and false are 1 and 0 of any type
-    if target.kind == "b":
-        fits = np.zeros(found.shape, bool)
-    elif target.kind == "f":
-        fits = np.abs(found) <= float(np.finfo(target).max)
-    elif found.dtype.kind == "f":
-        fits = found == np.floor(found)
-        if fits.all():
-            fits = np.zeros(found.shape, bool)  # 1.0 is no integer either, only not the first one to name
-    else:
-        limits = np.iinfo(target)
-        fits = (found >= limits.min) & (found <= limits.max)
-    if np.all(fits):
-        return None
-    return str(found.ravel()[~np.ravel(fits)][0].item())
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is, in words; of lists deeper than anybody means, only the outer ones are told."""
-    lists = 0
-    while isinstance(value, list) and value and lists < KIND_LISTS_MAX:
-        value, lists = value[0], lists + 1
-    names = {
-        list: "lists" if value else "an empty list",
-        dict: "an object",
-        str: "a string",
-        int: "a number",
-        float: "a number",
-        bool: "a boolean",
-        type(None): "null",
-    }
-    return "a list of " * lists + names.get(type(value), type(value).__name__)
 
 
 _NOBODY = Request("", {}, ())

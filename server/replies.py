@@ -17,6 +17,7 @@ from ringserve.protocol.payload import ErrorRecord, ReplyHead, decode_error, dec
 from ringserve.protocol.request import Answer, Source
 from ringserve.protocol.tensor import Signature
 from ringserve.server.sources import Held, Windowed
+from ringserve.server.tensor_calls import FramedReply
 from ringserve.shm.lane import Array, Slab
 from ringserve.shm.layout import (
     REPLY_FLAGS,
@@ -72,7 +73,7 @@ class RowMark(enum.Enum):
     NOT_COMPUTED = enum.auto()
 
 
-RowReply = Reply | RingServeError | RowMark
+RowReply = Reply | FramedReply | RingServeError | RowMark
 
 _SUCCESS = np.array((200, 0), dtype="<u8")
 _MARKS = {RowMark.IN_ARRAYS: (200, 0), RowMark.NOT_COMPUTED: (DeadlineExceeded.status, FLAG_NOT_COMPUTED)}
@@ -95,20 +96,32 @@ def encode_reply_head(reply: Reply) -> bytes:
 
 def too_large(reply: Reply, response_bytes_max: int) -> RingServeError | None:
     """The error that takes the place of an answer, or a part of one, over the limit."""
-    if len(reply.body) <= response_bytes_max:
+    return too_long(len(reply.body), response_bytes_max)
+
+
+def too_long(answer_bytes: int, response_bytes_max: int) -> RingServeError | None:
+    """The same of an answer that has so many bytes."""
+    if answer_bytes <= response_bytes_max:
         return None
     limit = f"the limit max_response_size is {response_bytes_max} bytes"
-    return PredictionFailed(f"The answer has {len(reply.body)} bytes; {limit}.", status=507)
+    return PredictionFailed(f"The answer has {answer_bytes} bytes; {limit}.", status=507)
 
 
 class _Placed:
     """A body with its head, and what its reply line will say."""
 
-    __slots__ = ("body", "flags", "head", "status")
+    __slots__ = ("body", "flags", "framed", "head", "status")
 
     def __init__(self, reply: RowReply, response_bytes_max: int) -> None:
         self.head = b""
         self.body: bytes | bytearray | memoryview = b""
+        self.framed: FramedReply | None = None
+        if isinstance(reply, FramedReply):
+            error = too_long(reply.nbytes, response_bytes_max)
+            if error is None:
+                self.status, self.flags, self.framed = 200, 0, reply
+                return
+            reply = error
         if isinstance(reply, Reply):
             error = too_large(reply, response_bytes_max) if len(reply.body) > response_bytes_max else None
             if error is None:
@@ -131,7 +144,8 @@ class _Placed:
 
     @property
     def size(self) -> int:
-        return align(len(self.head)) + align(len(self.body))
+        body_bytes = len(self.body) if self.framed is None else self.framed.nbytes
+        return align(len(self.head)) + align(body_bytes)
 
 
 def write_replies(slab: Slab, command: Command, replies: Sequence[RowReply], response_bytes_max: int) -> Segment | None:
@@ -154,10 +168,15 @@ def write_replies(slab: Slab, command: Command, replies: Sequence[RowReply], res
         head_at = cursors[fits]
         body_at = head_at + align(len(item.head))
         memory[head_at : head_at + len(item.head)] = item.head
-        memory[body_at : body_at + len(item.body)] = item.body
+        body_bytes = len(item.body)
+        if item.framed is None:
+            memory[body_at : body_at + body_bytes] = item.body
+        else:
+            body_bytes = item.framed.nbytes
+            item.framed.write_to(memory[body_at : body_at + body_bytes])
         cursors[fits] += item.size
         flags = item.flags if fits else item.flags | FLAG_OVERFLOW
-        line = (int(slab.table[row, ROW_ID]), item.status, flags, head_at, len(item.head), body_at, len(item.body), 0)
+        line = (int(slab.table[row, ROW_ID]), item.status, flags, head_at, len(item.head), body_at, body_bytes, 0)
         REPLY_LINE.pack_into(slab.memory, row * ROW_BYTES + REPLY_LINE_AT, *line)
     return overflow
 

@@ -8,15 +8,17 @@ early (no lane yet), backlog (no slab free)
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ringserve.protocol.errors import OutOfResources, RingServeError
 from ringserve.protocol.request import InferRequest
 from ringserve.protocol.tensor import Signature
 from ringserve.server.admission import Admission
 from ringserve.server.batching import BatchPolicy, Hold, WaitUntil
+from ringserve.server.encoders import Encoder, encoder_for
 from ringserve.server.inflight import OVER, RECEIVING, SENT, WAITING, Batch, Fill, Pending
-from ringserve.server.payloads import BytesEncoder, TypedEncoder
+from ringserve.server.payloads import Payload, TypedEncoder
+from ringserve.server.tensor_payloads import FramePayload
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane, Slab
 from ringserve.shm.layout import ROW_DEADLINE_NS
@@ -42,9 +44,10 @@ class SlabQueue:
         self._open: Fill | None = None
         self._leaving: deque[Fill] = deque()
         self._free: list[Slab] = []  # last in, first out: warm in the cache
-        self._encoder: TypedEncoder | BytesEncoder | None = None
+        self._encoder: Encoder | None = None
         self._lane: Lane | None = None
         self._row_id = 0
+        self._counts_items, self._items = False, 0  # those of the open slab
         self._free_min = 0  # the fewest free slabs since memory was last given back
 
     # ---- arrivals
@@ -60,6 +63,36 @@ class SlabQueue:
         self._encode(pending, request)
         if self._backlog or not self._place(pending):
             self._backlog.append(pending)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the version's memory is here, and its declaration known."""
+        return self._encoder is not None
+
+    def rows_of(self, request: InferRequest) -> int:
+        """How many rows a request in tensors takes. Raises `BadRequest`."""
+        return self._encoder.rows_of(request) if isinstance(self._encoder, TypedEncoder) else 1
+
+    def accept_rows(self, rows: Sequence[Pending], request: InferRequest) -> None:
+        """Take in a request that takes several rows, whose places have been claimed: into one slab where it has room for all. Raises
+        `BadRequest`; none has a place then."""
+        assert isinstance(self._encoder, TypedEncoder)
+        try:
+            payloads = self._encoder.encode_rows(request, len(rows))
+        except BaseException:
+            for pending in rows:
+                self.drop(pending)
+            raise
+        opened = self._open
+        if opened is not None and opened.live and len(rows) > opened.capacity - opened.live and not self._backlog:
+            self._seal_open()
+        for pending, payload in zip(rows, payloads, strict=True):
+            pending.payload = payload
+        for pending in list(rows):
+            if pending.state is OVER:
+                continue  # one before it has failed, and all of them with it
+            if self._backlog or not self._place(pending):
+                self._backlog.append(pending)
 
     def _encode(self, pending: Pending, request: InferRequest) -> None:
         assert self._encoder is not None
@@ -80,7 +113,14 @@ class SlabQueue:
         elsewhere. Raises `BadRequest`, before anything has been read."""
         if self._encoder is None:
             return None
-        payload = self._encoder.expect(request, body_bytes)
+        return self.open_row(pending, self._encoder.expect(request, body_bytes))
+
+    def land_tensors(self, pending: Pending, request: InferRequest, lengths: Sequence[int]) -> list[memoryview] | None:
+        """The same for those of a request's inputs whose `lengths` are not negative, in their order. Raises `BadRequest`."""
+        return None if self._encoder is None else self.open_row(pending, self._encoder.expect_tensors(request, lengths))
+
+    def open_row(self, pending: Pending, payload: Payload | None) -> list[memoryview] | None:
+        """The places of what is still to come of a payload, whose row they are; None when there is no row for it now."""
         if payload is None or self._backlog or not self.may_hold():
             return None
         needed = payload.slab_bytes()
@@ -98,7 +138,11 @@ class SlabQueue:
         fill = self._open
         row, at = place
         self._row_id += 1
-        places = payload.open(fill.slab, row, at, self._row_id, pending.row_deadline_ns)
+        try:
+            places = payload.open(fill.slab, row, at, self._row_id, pending.row_deadline_ns)
+        except BaseException:
+            fill.unplace(row)
+            raise
         fill.enter(pending, row, self._row_id)
         pending.state = RECEIVING
         if fill.is_full:
@@ -147,7 +191,8 @@ class SlabQueue:
         assert self._lane is None
         self._lane = lane
         self._free = list(reversed(lane.slabs))
-        self._encoder = TypedEncoder(signature) if signature.typed else BytesEncoder()
+        self._encoder = encoder_for(signature)
+        self._counts_items = signature.framed and signature.batches
         while self._early:
             pending = self._early.popleft()
             request, pending.request = pending.request, None
@@ -201,6 +246,8 @@ class SlabQueue:
         """Into the open slab, or a fresh one; False when no slab is free."""
         self._row_id += 1
         try:
+            if self._counts_items:
+                self._make_room(pending)
             fill = self._open
             if fill is None or not fill.try_add(pending, self._row_id):
                 if fill is not None:
@@ -210,12 +257,27 @@ class SlabQueue:
                     return False
                 added = fill.try_add(pending, self._row_id)
                 assert added, "an empty slab takes any payload"
-            if fill.is_full:
+            if fill.is_full or (self._counts_items and self._items >= fill.capacity):
                 self._seal_open()
         except OutOfSharedMemory as error:
             self.drop(pending)
             pending.fail(OutOfResources(f"The request does not fit into memory: {error}"))
+        except RingServeError as error:  # a part of it, which is in its client's memory, could not be read
+            self.drop(pending)
+            pending.fail(error)
         return True
+
+    def _make_room(self, pending: Pending) -> None:
+        """A row of a framed model may hold several items, and a batch as many as it would have rows: what is more leaves in the
+        next, perhaps to another worker."""
+        fill, payload = self._open, pending.payload
+        assert isinstance(payload, FramePayload)
+        if fill is None or not fill.live:
+            self._items = 0
+        elif self._items + payload.items > fill.capacity:
+            self._seal_open()
+            self._items = 0
+        self._items += payload.items
 
     def _fresh(self) -> Fill | None:
         """A new open slab. Raises `OutOfSharedMemory`."""

@@ -9,9 +9,11 @@ import fcntl
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ringserve.protocol.errors import RingServeError
+from ringserve.protocol.request import Source
 from ringserve.shm.spool import Windows
 
 if TYPE_CHECKING:
@@ -45,6 +47,32 @@ class Held:
 
     def __del__(self) -> None:
         self.close()
+
+
+class Parts:
+    """An answer of several pieces, some of which may lie in the memory of `source`, if there is one."""
+
+    __slots__ = ("_parts", "_source", "broken", "ended", "length", "on_change")
+
+    def __init__(self, parts: Sequence[bytes | bytearray | memoryview], source: Source | None = None) -> None:
+        self._parts = deque(parts)
+        self._source = source
+        self.length: int | None = sum(map(len, parts))
+        self.ended = self.broken = False
+        self.on_change = _nobody
+
+    def next(self) -> bytes | memoryview | None:
+        if not self._parts:
+            self.ended = True
+            return None
+        part = self._parts.popleft()
+        return memoryview(part) if isinstance(part, bytearray) else part
+
+    def close(self) -> None:
+        self._parts.clear()
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
 
 class Windowed:
@@ -93,7 +121,7 @@ class Frame:
 class ReplyStream:
     """The answer of one row while it is being made."""
 
-    __slots__ = ("_closed", "_on_forsaken", "_parts", "broken", "ended", "length", "on_change")
+    __slots__ = ("_closed", "_on_forsaken", "_parts", "broken", "ended", "error", "length", "on_change")
 
     def __init__(self, on_forsaken: Callable[[], None]) -> None:
         self._parts: deque[tuple[bytes, Frame | None]] = deque()
@@ -101,6 +129,7 @@ class ReplyStream:
         self._closed = False
         self.length: int | None = None
         self.ended = self.broken = False
+        self.error: RingServeError | None = None  # why it is broken, where somebody knows
         self.on_change = _nobody
 
     # ---- from the worker
@@ -120,9 +149,10 @@ class ReplyStream:
         self.ended, self._on_forsaken = True, _nobody  # it leads back to the lane's memory
         self.on_change()
 
-    def break_off(self) -> None:
+    def break_off(self, error: RingServeError | None = None) -> None:
         """The rest will never come."""
         self.ended = self.broken = True
+        self.error = error
         self._on_forsaken = _nobody
         self.on_change()
 

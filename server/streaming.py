@@ -109,14 +109,20 @@ class RunningBatch(BatchControl):
         if self._typed:
             raise ContractBroken("A typed model answers in arrays and does not stream.")
         check_count(self._command.rows, len(parts))
+        if not self._stream(list(enumerate(parts))):
+            return False
+        return not all(self.cancelled(row) for row in range(self._command.rows))
+
+    def _stream(self, parts: Sequence[tuple[int, Reply | RingServeError | None]]) -> bool:
+        """Parts of the answers of some rows. False when the batch is over."""
         with self._chunks.lock:
             if self._closed:
                 return False
             if self._begun is None:
                 self._begun = set()
                 self._slot_bytes = self._command.out_bytes // (CHUNK_CREDITS + 1) // CACHE_LINE * CACHE_LINE
-            self._send([piece for row, part in enumerate(parts) for piece in self._pieces(row, part)])
-        return not all(self.cancelled(row) for row in range(self._command.rows))
+            self._send([piece for row, part in parts for piece in self._pieces(row, part)])
+        return True
 
     def close(self) -> Command:
         """The batch is over. Returns the command with what is left of its memory for the last parts."""

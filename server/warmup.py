@@ -15,16 +15,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ringserve.backends.contract import Backend
 from ringserve.protocol.errors import InvalidModel, OutOfResources, PredictionFailed, RingServeError
-from ringserve.protocol.request import HANDLER_HEADERS, InferRequest
+from ringserve.protocol.request import HANDLER_HEADERS, InferRequest, TensorRequest
 from ringserve.protocol.tensor import Signature
-from ringserve.server.budget import tensors_of
+from ringserve.server.budget import arrays_of
+from ringserve.server.encoders import encoder_for
 from ringserve.server.execution import Execution
 from ringserve.server.forms import is_form, parse_form
-from ringserve.server.payloads import BytesEncoder, Payload, TypedEncoder
+from ringserve.server.payloads import Payload
 from ringserve.server.replies import Overflow, read_reply
 from ringserve.server.repository.manifest import check_inside
 from ringserve.server.repository.sections import SAMPLES_MAX, Sample, content_type_of
@@ -45,12 +46,14 @@ CAUSE_CHARS_MAX = 500
 
 
 class WarmupRequest(NamedTuple):
-    """A sample with its bytes; `name` is how people know it."""
+    """A sample with its bytes, or its `tensors`; `name` is how people know it. It is run as one row and as a full batch, or as `rows`."""
 
     name: str
     content_type: str
     body: bytes
     repeat: int
+    tensors: TensorRequest | None = None
+    rows: int = 0
 
 
 def warm_up(
@@ -91,6 +94,22 @@ def samples_of(model_dir: Path, configured: Sequence[Sample], config: Mapping[st
     for path in stored:
         name = f"{STORED / path.name}"
         yield WarmupRequest(name, content_type_of(path.name), _read(path, name), 1)
+
+
+def samples_of_tensors(model_dir: Path, config: Mapping[str, Any], signature: Signature) -> Iterator[WarmupRequest]:
+    """Those of `model_warmup`, of a model that is configured in Triton's words. A sequence, or a stream of answers, is no sample. Raises `InvalidModel`."""
+    triton = config.get("triton", {})
+    if not triton.get("model_warmup") or not signature.declared or signature.decoupled or "sequence_batching" in triton:
+        return
+    from ringserve.server.warmup_tensors import tensor_samples
+
+    for name, request, rows, times in tensor_samples(model_dir, triton, signature, _read_inside, SAMPLE_BYTES_MAX):
+        yield WarmupRequest(name, "", b"", times, request, rows)
+
+
+def _read_inside(folder: Path, name: str, where: str) -> bytes:
+    check_inside(where, name)
+    return _read(folder / name, where)
 
 
 def _stored(folder: Path) -> list[Path]:
@@ -135,13 +154,13 @@ class Runner:
         # No search for the row that failed: all rows are the same.
         self._execution = Execution(backend, signature, response_bytes_max, retry_s_max=0.0)
         self._signature = signature
-        self._encoder: TypedEncoder | BytesEncoder = TypedEncoder(signature) if signature.typed else BytesEncoder()
+        self._encoder = encoder_for(signature)
         self._batch_size = batch_size
 
     def run(self, sample: WarmupRequest) -> None:
         """Raises the first error that a row was answered with."""
         payload = self._encoder.encode(_request(sample, typed=self._signature.typed))
-        inputs, outputs = tensors_of(self._signature.inputs), tensors_of(self._signature.outputs)
+        inputs, outputs = arrays_of(self._signature)
         # Every row of a batch of bytes refers to the same bytes: a full batch takes no more memory than its answers do.
         shape = LaneShape(1, self._batch_size, inputs, outputs, payload.slab_bytes(), ANSWER_BYTES)
         try:
@@ -151,7 +170,7 @@ class Runner:
         write_header(segment.view, LANE_MAGIC, shape.fingerprint())
         lane = Lane(segment, shape)
         try:
-            for rows in sorted({1, self._batch_size}):
+            for rows in (sample.rows,) if sample.rows else sorted({1, self._batch_size}):
                 for _ in range(sample.repeat):
                     self._run_batch(lane.slabs[0], payload, rows)
         finally:
@@ -176,7 +195,7 @@ def _request(sample: WarmupRequest, *, typed: bool) -> InferRequest:
     headers: dict[str, str] = {}
     if not typed:
         headers = {"content-type": sample.content_type, "content-length": str(len(sample.body)), **HANDLER_HEADERS}
-    request = InferRequest("warm-up", sample.content_type, headers, sample.body)
+    request = InferRequest("warm-up", sample.content_type, headers, sample.body, tensors=sample.tensors)
     if is_form(sample.content_type):
         return request._replace(parts=parse_form(sample.content_type, sample.body, typed=typed), body=b"")
     return request

@@ -7,6 +7,7 @@ front ends still send and exits with the last of them.
 
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import select
@@ -32,18 +33,18 @@ from ringserve.server.control import (
     Loaded,
     LoadFailed,
     LoadModel,
-    Message,
     StopWorker,
     ToWorker,
     Worn,
 )
 from ringserve.server.describing import describe
 from ringserve.server.execution import RETRY_S_MAX, Execution
+from ringserve.server.messages import Message
 from ringserve.server.metrics.emissions import Emissions
 from ringserve.server.metrics.listing import MetricPlan
 from ringserve.server.replies import STATUS_OVERFLOW
 from ringserve.server.streaming import Chunks
-from ringserve.server.warmup import samples_of, warm_up
+from ringserve.server.warmup import samples_of, samples_of_tensors, warm_up
 from ringserve.shm.faults import reach
 from ringserve.shm.lane import Lane
 from ringserve.shm.link import WorkerLink
@@ -54,6 +55,7 @@ logger = logging.getLogger("ringserve.worker")
 
 # How long a worker whose supervisor died may go on with what it is doing.
 ORPHAN_S_MAX = 30.0
+COUNT_MAX = (1 << 32) - 1  # what a completion has room for
 # After so many new objects the collector looks for garbage while a model is loaded, when nearly everything that is made stays:
 # at Python's own 700 that was an eighth of the time that importing torch takes from the models that are being served.
 LOADING_GC_OBJECTS = 10_000
@@ -203,6 +205,7 @@ class Worker:
             self._tell(AtWork())
         self._is_at_work()
         command = served.take()
+        taken_ns = time.monotonic_ns()
         reach("command-taken")
         overflow = self._execution.run(served.lane.slabs[command.slab], command, served.chunks, link.receive_parcel)
         reach("replies-written")
@@ -214,7 +217,15 @@ class Worker:
         status = STATUS_OVERFLOW if overflow is not None else 0
         execution = self._execution
         done = Completion(
-            command.sequence, command.slab, command.rows, status, 0, 0, execution.began_ns, execution.ended_ns
+            command.sequence,
+            command.slab,
+            command.rows,
+            status,
+            executions=execution.executions,
+            items=min(execution.items, COUNT_MAX),
+            taken_ns=taken_ns,
+            began_ns=execution.began_ns,
+            ended_ns=execution.ended_ns,
         )
         pushed = link.completions.try_push(done)
         assert pushed, "the front end may not have more batches outstanding than the ring holds"
@@ -299,7 +310,9 @@ def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature, Emissions]:
         ).lower()  # as TorchServe's workers have it
         backend = create_backend(message.backend)
         signature = backend.load(_model_of(message))
-        samples = samples_of(Path(message.model_dir), message.warmup, message.config)
+        model_dir = Path(message.model_dir)
+        samples = samples_of(model_dir, message.warmup, message.config)
+        samples = itertools.chain(samples, samples_of_tensors(model_dir, message.config, signature))
         warm_up(backend, signature, message.batch_size, message.response_bytes_max, samples)
     except BaseException as error:
         logger.exception("model %s version %s cannot be loaded", message.model, message.version)
@@ -339,7 +352,7 @@ def main() -> None:
         # Frameworks and weights stay for good: without this, the collector walks all of them while a batch waits.
         gc.collect()
         gc.freeze()
-        channel.send(Loaded(signature))
+        channel.send(Loaded(signature, getattr(backend, "completed", None)))
         # A model that keeps the state of a sequence must not be asked for a row twice.
         retry_s_max = 0.0 if message.stateful else RETRY_S_MAX
         response_bytes_max = message.response_bytes_max

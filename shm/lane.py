@@ -63,7 +63,7 @@ class Slab:
     """The memory of one batch, seen from one process. Every attribute is a view; nothing here copies.
 
     `table` is `[rows, 16]` words (layout.py names them); `inputs` and `outputs` are arrays `[rows, *shape]` in declared
-    order; `input_rows` the same memory as bytes, for writing a row as it came; `bytes_in` and `bytes_out` are the regions
+    order; `input_rows` and `output_rows` the same memory as bytes, a row after the other; `bytes_in` and `bytes_out` are the regions
     for undeclared payloads; `memory` is the whole slab.
 
     `rows_ready`, `in_ready` and `out_ready` say how many rows and how many bytes of the two regions have memory behind them,
@@ -84,6 +84,7 @@ class Slab:
         "inputs",
         "memory",
         "out_ready",
+        "output_rows",
         "outputs",
         "rows_ready",
         "table",
@@ -105,11 +106,13 @@ class Slab:
             np.frombuffer(rows, dtype=tensor.dtype).reshape(shape.rows, *tensor.shape)
             for tensor, rows in zip(shape.inputs, self.input_rows, strict=True)
         ]
-        self.outputs: list[Array] = [
-            np.frombuffer(memory[at : at + shape.rows * tensor.row_bytes], dtype=tensor.dtype).reshape(
-                shape.rows, *tensor.shape
-            )
+        self.output_rows = [
+            memory[at : at + shape.rows * tensor.row_bytes]
             for tensor, at in zip(shape.outputs, plan.outputs_at, strict=True)
+        ]
+        self.outputs: list[Array] = [
+            np.frombuffer(rows, dtype=tensor.dtype).reshape(shape.rows, *tensor.shape)
+            for tensor, rows in zip(shape.outputs, self.output_rows, strict=True)
         ]
         self.bytes_in = memory[plan.bytes_in_at : plan.bytes_in_at + shape.bytes_in]
         self.bytes_out = memory[plan.bytes_out_at : plan.bytes_out_at + shape.bytes_out]

@@ -14,8 +14,8 @@ by polling.
     row      | id, deadline, flags, head offset/length, body offset/length, parcel |   front end
              | id, status,   flags, head offset/length, body offset/length, parcel |   worker
 
-    link     0        64       128              192                  576      640      704
-             | header | c.tail | c.head,started | commands (8 x 48) | r.tail | r.head | completions (8 x 48) |
+    link     0        64       128              192                  704      768      832
+             | header | c.tail | c.head,started | commands (8 x 64) | r.tail | r.head | completions (8 x 64) |
                creator  front    worker           front               worker   front    worker
 
 A batch is a range of rows of a slab: its command says which, and which part of the slab's outgoing byte region is its own, so
@@ -32,7 +32,7 @@ from ringserve.shm.shm_errors import LayoutMismatch
 
 CACHE_LINE = 64
 WORD = 8
-VERSION = 3
+VERSION = 4
 PAGE = 4096
 
 HEADER = struct.Struct("<8sQQ")  # magic, layout version, hash of the shape
@@ -64,10 +64,11 @@ REPLY_LINE_AT = REQUEST_LINE.size
 
 # Link: two rings.
 RING_ENTRIES = 8
-ENTRY_BYTES = 48
-COMMAND = struct.Struct("<QIIIII20x")  # sequence number, slab, first row, rows, outgoing bytes: offset and length
-# Sequence number, slab, rows, status, chunk: offset and length; when execution began and ended.
-COMPLETION = struct.Struct("<QIIIII4xQQ")
+ENTRY_BYTES = 64
+COMMAND = struct.Struct("<QIIIII36x")  # sequence number, slab, first row, rows, outgoing bytes: offset and length
+# Sequence number, slab, rows, status, chunk: offset and length; executions, their items, when the batch was taken up and its
+# execution began and ended.
+COMPLETION = struct.Struct("<QIIIIIII4xQQQ")
 RING_BYTES = 2 * CACHE_LINE + RING_ENTRIES * ENTRY_BYTES
 COMMANDS_AT = CACHE_LINE
 COMPLETIONS_AT = COMMANDS_AT + RING_BYTES

@@ -40,8 +40,9 @@ class Command(NamedTuple):
 
 class Completion(NamedTuple):
     """What a worker says about batch `sequence`: that it is finished, or (by `status`) that a chunk of a streamed answer lies
-    in the slab's outgoing byte region. A finished one was executed between the last two (CLOCK_MONOTONIC), which are 0 when no row
-    of it was wanted."""
+    in the slab's outgoing byte region. A finished one was taken up, began and ended to be executed at the last three times
+    (CLOCK_MONOTONIC), of which the last two are 0 when no row of it was wanted. The model was called so often for it (`executions`,
+    without what was tried again), with so many `items` in all: rows, or what requests have in their batch dimension."""
 
     sequence: int
     slab: int
@@ -49,6 +50,9 @@ class Completion(NamedTuple):
     status: int = 0
     chunk_at: int = 0
     chunk_bytes: int = 0
+    executions: int = 0
+    items: int = 0
+    taken_ns: int = 0
     began_ns: int = 0
     ended_ns: int = 0
 

@@ -32,6 +32,7 @@ from ringserve.server.wire import answer_buffers, error_answer, streamed_head
 from ringserve.server.worker_slot import QUIET
 from ringserve.shm.lane import Slab
 from ringserve.tools.local_model import LocalModel
+from ringserve.tools.local_tensors import run_framed
 
 logger = logging.getLogger("ringserve.worker")
 
@@ -198,7 +199,10 @@ class LocalRun:
         try:
             wanted = [self._request(*each, asking) for each in zip(request_ids, inputs, strict=True)]
             began_s = time.perf_counter()
-            replies = (self._typed if self._signature.typed else self._untyped)(wanted, control)
+            if self._signature.framed:
+                replies = run_framed(self._backend, self._signature, wanted, control)
+            else:
+                replies = (self._typed if self._signature.typed else self._untyped)(wanted, control)
         except Exception as error:  # noqa: BLE001 - answered, as a worker does
             replies = [_as_answered(error)] * len(inputs)
         took_s = time.perf_counter() - began_s

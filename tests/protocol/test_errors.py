@@ -68,4 +68,4 @@ def test_an_unknown_code_is_our_own_mistake() -> None:
 def test_only_what_may_succeed_later_is_retryable() -> None:
     retryable = {name for name, cls in defined().items() if cls.retryable}
     without_a_worker = {"NoWorker", "NoTicket", "SequenceRejected"}
-    assert retryable == {"WorkerLost", "QueueFull", "ShuttingDown", "RequestTimeout", *without_a_worker}
+    assert retryable == {"WorkerLost", "QueueFull", "QueueTimeout", "ShuttingDown", "RequestTimeout", *without_a_worker}
