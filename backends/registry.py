@@ -10,6 +10,7 @@ BACKENDS = {
     "handler": "ringserve.backends.handler_backend:HandlerBackend",
     "torchscript": "ringserve.backends.torchscript_backend:TorchScriptBackend",
     "python": "ringserve.backends.python_backend:PythonBackend",
+    "triton": "ringserve.backends.triton_backend:TritonBackend",
 }
 
 

@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
+
 from ringserve.backends.contract import ContractBroken, LoadedModel
 from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature
 
 LOGGER = logging.getLogger("ringserve.model")
+
+BFLOAT16 = "bfloat16"  # which numpy has not: its arrays are uint16, unless the model has ml_dtypes' type
 
 HOW_TO_DECLARE = """Write them in model-config.yaml, with the shape of one row:
 inputs:
@@ -48,6 +52,13 @@ def describe_typed(backend: str, model: LoadedModel) -> dict[str, Any]:
         specs = getattr(signature, word)
         described[word] = [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
     return described
+
+
+def as_declared(array: np.ndarray, dtype: str) -> tuple[np.ndarray, str]:
+    """An answer of the declared element type, and the name of its own: the bits of bfloat16 count as what they stand for."""
+    if dtype == BFLOAT16 and array.dtype.name in (BFLOAT16, "uint16"):
+        return array.view(np.uint16), BFLOAT16
+    return array, array.dtype.name
 
 
 def check_output(name: str, expected: tuple[str, Iterable[int]], got: tuple[str, Iterable[int]]) -> None:

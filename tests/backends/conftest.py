@@ -16,13 +16,15 @@ from ringserve.backends.contract import Batch, InputPart, LoadedModel, Reply, Re
 from ringserve.backends.handler_backend import HandlerBackend
 from ringserve.protocol.tensor import Signature
 
+ALIASES = ("ts", "triton_python_backend_utils", "c_python_backend_utils")  # names that exist in workers only
+
 MakeModel = Callable[..., LoadedModel]
 LoadHandler = Callable[..., HandlerBackend]
 
 
 @pytest.fixture(autouse=True)
 def clean_imports(tmp_path: Path) -> Iterator[None]:
-    """A backend changes how its process imports. Undo it: `ts`, the model's own modules, both search paths."""
+    """A backend changes how its process imports. Undo it: our aliases, the model's own modules, both search paths."""
     path, meta_path, python_path = list(sys.path), list(sys.meta_path), os.environ.get("PYTHONPATH")
     yield
     sys.path[:], sys.meta_path[:] = path, meta_path
@@ -31,7 +33,7 @@ def clean_imports(tmp_path: Path) -> Iterator[None]:
         os.environ["PYTHONPATH"] = python_path
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
-        if name.partition(".")[0] == "ts" or file.startswith(str(tmp_path)):
+        if name.partition(".")[0] in ALIASES or file.startswith(str(tmp_path)):
             del sys.modules[name]
 
 

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
-from ringserve.backends.contract import Backend, Batch, LoadedModel
+from ringserve.backends.contract import Backend, Batch, LoadedModel, TensorCall, TensorResult
 from ringserve.backends.registry import BACKENDS, create_backend
 from ringserve.protocol.errors import PredictionFailed
 from ringserve.protocol.tensor import Signature, TensorSpec
@@ -32,6 +33,18 @@ class Doubler:
 """
 
 
+TRITON = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        arrays = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        if any((array < 0).any() for array in arrays):
+            raise ValueError("negative")
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", array * 2)]) for array in arrays]
+"""
+
+
 class Doubler(torch.nn.Module):
     """Answers twice its input and refuses negative numbers."""
 
@@ -44,6 +57,7 @@ class Case(Protocol):
     """One backend with a model that doubles rows of two numbers."""
 
     model: LoadedModel
+    failure: tuple[str, int]  # what a client reads when the model raises
 
     def batch(self, rows: Sequence[Sequence[float]]) -> Batch:
         """A batch of these rows."""
@@ -54,6 +68,8 @@ class Case(Protocol):
 
 class BytesCase:
     """A case for a backend of byte payloads."""
+
+    failure = ("Prediction failed", 503)
 
     def __init__(self, model: LoadedModel, request_of: Callable[..., Any], body_of: Callable[[Any], Any]) -> None:
         self.model, self._request_of, self._body_of = model, request_of, body_of
@@ -68,6 +84,8 @@ class BytesCase:
 class ArraysCase:
     """A case for a backend of arrays."""
 
+    failure = ("Prediction failed", 503)
+
     def __init__(self, model: LoadedModel, typed_batch: Callable[..., Batch]) -> None:
         self.model, self._typed_batch = model, typed_batch
 
@@ -77,6 +95,27 @@ class ArraysCase:
     def answers(self, batch: Batch) -> list[list[float]]:
         answers: list[list[float]] = batch.outputs["y"].tolist()
         return answers
+
+
+class CallsCase:
+    """A case for a backend that is handed each request by itself."""
+
+    failure = ("Failed to process the request(s) for model 'm_0', message: ValueError: negative", 500)
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+
+    def batch(self, rows: Sequence[Sequence[float]]) -> Batch:
+        calls = [TensorCall(f"id-{at}", {"x": np.array([row], dtype=np.float32)}) for at, row in enumerate(rows)]
+        return Batch(len(rows), calls=calls)
+
+    def answers(self, batch: Batch) -> list[list[float]]:
+        rows = []
+        for result in batch.results:
+            assert isinstance(result, TensorResult)
+            (row,) = result.outputs["y"].tolist()
+            rows.append(row)
+        return rows
 
 
 @pytest.fixture(params=BACKENDS)
@@ -99,6 +138,8 @@ def case(
         return BytesCase(make_model({"handler.py": HANDLER}), request_of, body_of)
     if word == "python":
         return ArraysCase(make_model({"handler.py": PYTHON}, signature=SIGNATURE), typed_batch)
+    if word == "triton":
+        return CallsCase(make_model({"1/model.py": TRITON}, "1/model.py", signature=SIGNATURE))
     assert word == "torchscript", "a backend without a contract case"
     model = make_model({}, manifest={"serializedFile": "m.pt"}, signature=SIGNATURE)
     save_scripted(Doubler(), model.model_dir / "m.pt")
@@ -115,7 +156,8 @@ def backend(word: str, case: Case) -> Backend:
 
 def test_load_returns_the_declared_signature(word: str, case: Case) -> None:
     """A model that declares nothing is untyped; a declaration comes back as it was given."""
-    assert create_backend(word).load(case.model) == case.model.signature
+    ragged = word == "triton"  # its models take each request by itself
+    assert create_backend(word).load(case.model) == replace(case.model.signature, ragged=ragged)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
@@ -139,9 +181,9 @@ def test_a_model_that_raises_fails_its_batch_only(
     backend: Backend, case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The client reads one sentence, the log has the traceback, and the next batch is served."""
-    with pytest.raises(PredictionFailed, match=r"^Prediction failed$") as caught:
+    with pytest.raises(PredictionFailed) as caught:
         backend.execute(case.batch([[1, 1], [-1, 1]]))
-    assert caught.value.http_status == 503
+    assert (caught.value.message, caught.value.http_status) == case.failure
     assert caplog.records[0].name == "ringserve.model"
     assert caplog.records[0].exc_info is not None
     batch = case.batch([[1, 1]])

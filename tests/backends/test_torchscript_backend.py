@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ringserve.backends.contract import Batch, LoadedModel
+from ringserve.backends.contract import Batch, ContractBroken, LoadedModel, TensorCall, TensorResult
 from ringserve.backends.torchscript_backend import TorchScriptBackend
 from ringserve.protocol.errors import InvalidModel, PredictionFailed
 from ringserve.protocol.tensor import Signature, TensorSpec
@@ -126,7 +126,58 @@ def test_the_model_runs_on_the_slabs_memory(load: Load) -> None:
     """The input tensor is a view of the array: what the array holds at the call is what the model sees."""
     backend = load(Same(), Signature((X,), (TensorSpec("y", "float32", (2,)),)))
     array, answer = np.zeros((1, 2), dtype=np.float32), np.zeros((1, 2), dtype=np.float32)
-    assert backend._tensor(array).data_ptr() == array.ctypes.data
+    tensor = backend._tensor(array, "float32")
+    assert tensor is not None and tensor.data_ptr() == array.ctypes.data
     array[:] = 4
     backend.execute(Batch(1, inputs={"x": array}, outputs={"y": answer}))
     assert answer.tolist() == [[4.0, 4.0]]
+
+
+def framed_batch(*arrays: np.ndarray) -> Batch:
+    """Requests of these arrays, as the worker hands compatible ones over."""
+    calls = [TensorCall("id", {"x": array}, len(array)) for array in arrays]
+    return Batch(len(calls), inputs={"x": np.concatenate(arrays)}, calls=calls)
+
+
+def outputs_of(batch: Batch) -> list[np.ndarray]:
+    """The output of each request."""
+    return [each.outputs["y"] for each in batch.results if isinstance(each, TensorResult)]
+
+
+def test_variable_dimensions_are_computed_together_and_divided(load: Load) -> None:
+    """Each request gets its rows."""
+    backend = load(Same(), Signature((TensorSpec("x", "float32", (-1,)),), (TensorSpec("y", "float32", (-1,)),)))
+    batch = framed_batch(np.ones((1, 3), np.float32), np.zeros((2, 3), np.float32))
+    backend.execute(batch)
+    assert [array.tolist() for array in outputs_of(batch)] == [[[1, 1, 1]], [[0, 0, 0], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_torchs_own(load: Load, dtype: str) -> None:
+    """numpy has no bfloat16: its bits come and go as uint16."""
+    backend = load(Same(), Signature((TensorSpec("x", dtype, (-1,)),), (TensorSpec("y", dtype, (-1,)),)))
+    array = np.array([[0x3F80, 0x4000]], np.uint16)
+    batch = framed_batch(array if dtype == "bfloat16" else array.view(np.float16))
+    backend.execute(batch)
+    (answer,) = outputs_of(batch)
+    assert answer.view(np.uint16).tolist() == array.tolist()
+
+
+def test_another_shape_than_declared_is_named(load: Load) -> None:
+    """With the dimensions that any length may have."""
+    backend = load(Same(), Signature((TensorSpec("x", "float32", (-1,)),), (TensorSpec("y", "float32", (-1, 2)),)))
+    with pytest.raises(ContractBroken, match=r'Output "y": expected float32\[1, -1, 2\], got float32\[1, 3\]'):
+        backend.execute(framed_batch(np.ones((1, 3), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("signature", "message"),
+    [
+        (Signature((TensorSpec("x", "bytes", (1,)),), (X,)), "is of BYTES, which torch has not"),
+        (Signature((X,), (X,), decoupled=True), "gives one answer to each request"),
+    ],
+)
+def test_what_a_file_cannot_do_is_refused(load: Load, signature: Signature, message: str) -> None:
+    """When it is loaded."""
+    with pytest.raises(InvalidModel, match=message):
+        load(Same(), signature)
