@@ -22,11 +22,11 @@ COPIED_BYTES_MAX = 64 << 20  # of all; from then on there are links
 NOT_SERVED = "__pycache__"  # Python's own cache, which it makes anew
 
 
-def mirror(folder: Path, into: Path) -> None:
-    """`into` exists and is empty. Folders become folders; links among them, and hidden ones, which are no content (scan.py), become
+def mirror(folder: Path, into: Path, without: frozenset[str] = frozenset()) -> None:
+    """`into` exists and is empty. What the folder itself has of the names `without` is left out. Folders become folders; links among them, and hidden ones, which are no content (scan.py), become
     links. Raises `OSError`, also for more than anybody serves."""
     bytes_left = COPIED_BYTES_MAX
-    for inside, name in _walked(folder, into):
+    for inside, name in _walked(folder, into, without):
         source, target = folder.absolute() / inside / name, into / inside / name
         small = _small_file(source, min(COPIED_FILE_BYTES_MAX, bytes_left))
         if small is None:
@@ -50,7 +50,7 @@ def _small_file(path: Path, bytes_max: int) -> tuple[bytes, bool] | None:
     return (data, bool(mode & stat.S_IXUSR)) if len(data) <= bytes_max else None
 
 
-def _walked(folder: Path, into: Path) -> Iterator[tuple[Path, str]]:
+def _walked(folder: Path, into: Path, without: frozenset[str]) -> Iterator[tuple[Path, str]]:
     """What becomes a copy or a link, behind the folders that hold it, which are made. Raises `OSError`."""
 
     def refuse(error: OSError) -> None:
@@ -59,7 +59,7 @@ def _walked(folder: Path, into: Path) -> Iterator[tuple[Path, str]]:
     count = 0
     for where, folders, files in os.walk(folder, onerror=refuse):
         inside = Path(where).relative_to(folder)
-        folders[:] = [name for name in folders if name != NOT_SERVED]
+        folders[:] = [name for name in folders if name != NOT_SERVED and (inside.parts or name not in without)]
         count += len(folders) + len(files)
         if count > FILES_MAX or len(inside.parts) > DEPTH_MAX:
             raise OSError(errno.E2BIG, f"more than {FILES_MAX} files or {DEPTH_MAX} nested folders", str(folder))

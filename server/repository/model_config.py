@@ -13,14 +13,19 @@ import msgspec
 
 from ringserve.protocol.errors import InvalidModel
 from ringserve.protocol.tensor import Signature
+from ringserve.server.model_configuration.completion import complete_by
+from ringserve.server.model_configuration.configuration import Configuration
+from ringserve.server.model_configuration.fields import NESTED, with_text_levels
 from ringserve.server.repository.config_yaml import read_mapping
 from ringserve.server.repository.files import check_carried
 from ringserve.server.repository.modes import SequenceBatching
 from ringserve.server.repository.sections import Sections, parse_envelope, parse_sections
 from ringserve.server.repository.signature import parse_signature
+from ringserve.server.repository.triton_config import served_so, triton_configuration
+from ringserve.server.scheduling.rules import Scheduling
 
 HANDLER = "handler"
-BACKENDS = (HANDLER, "torchscript", "python")
+BACKENDS = (HANDLER, "torchscript", "python", "triton")
 BATCHINGS = ("adaptive", "fill")
 DEVICE_TYPES = ("cpu", "gpu")
 DEFAULT_RETRY_TIMEOUT_S = 300
@@ -33,7 +38,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     """The keys the server reads; None means unset, so that a request's parameter or a server default decides.
 
     `max_retry_timeout_s` is the recovery window of a dying worker, 0 forbids restarts. `raw` is the whole file as
-    handlers see it.
+    handlers see it. `triton` is what it says in Triton's words, where it does; `per_gpu`: so many workers are wanted on each GPU.
     """
 
     min_workers: int | None = None
@@ -54,9 +59,17 @@ class ModelConfig(msgspec.Struct, frozen=True):
     use_venv: bool = False
     use_job_ticket: bool = False
     sequences: SequenceBatching | None = None
+    scheduling: Scheduling | None = None
+    triton: Configuration | None = None
+    per_gpu: bool = False
     signature: Signature = Signature()
     sections: Sections = Sections()
     raw: dict[str, Any] = {}
+
+    @property
+    def stateful(self) -> bool:
+        """Whether its requests belong together."""
+        return self.sequences is not None or (self.scheduling is not None and self.scheduling.sequences is not None)
 
     @property
     def worker_range(self) -> tuple[int, int] | None:
@@ -73,9 +86,10 @@ def read_model_config(path: Path | None) -> ModelConfig:
 
 def parse_model_config(raw: dict[str, Any], file_name: str = "model-config.yaml") -> ModelConfig:
     """The configuration in an already parsed mapping. `file_name` is for the error's sentence. Raises `InvalidModel`."""
+    raw = with_text_levels(raw)
     check_carried(raw, file_name)
     keys = _LenientKeys(raw, file_name)
-    return ModelConfig(
+    config = ModelConfig(
         min_workers=keys.at_least("minWorkers", 1),
         max_workers=keys.at_least("maxWorkers", 0),
         batch_size=keys.at_least("batchSize", 1),
@@ -98,6 +112,23 @@ def parse_model_config(raw: dict[str, Any], file_name: str = "model-config.yaml"
         sections=parse_sections(raw, file_name),
         raw=raw,
     )
+    return _in_tritons_words(config, file_name)
+
+
+def _in_tritons_words(config: ModelConfig, file_name: str) -> ModelConfig:
+    """The same with what it says in Triton's words, if anything. Raises `InvalidModel`."""
+    found = triton_configuration(config.raw, config.backend if "backend" in config.raw else None, file_name)
+    if found is None:
+        return config
+    triton, backend = complete_by(found[0], config.signature), found[1]
+    sections = config.sections
+    if triton.devices:
+        placement = msgspec.structs.replace(sections.placement, devices=triton.devices)
+        sections = msgspec.structs.replace(sections, placement=placement)
+    # A config.pbtxt that says nothing of instances means one, as it does in Triton; model-config.yaml leaves it to the server.
+    workers = triton.workers or (1 if NESTED in config.raw and config.min_workers is None else 0)
+    decided = served_so(triton, backend, workers, file_name)
+    return msgspec.structs.replace(config, backend=backend, sections=sections, **decided)
 
 
 def _choice(raw: Mapping[str, Any], key: str, accepted: tuple[str, ...], file_name: str) -> str:

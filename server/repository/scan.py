@@ -6,6 +6,7 @@
     name/<version>/MAR-INF/...         an unpacked one
     name/config.yaml                   how all versions of it are served, and which
     name/<version>/config.yaml         how this one is
+    name/config.pbtxt, name/1/...      Triton's layout (triton_layout.py)
 
 Names that begin with a dot or end in .part or .tmp are how files arrive, so nobody looks at them. Links at the top are the
 operator's own choice and are followed (Kubernetes mounts are made of them). Whatever cannot be read, or is not what its name says,
@@ -29,7 +30,24 @@ from ringserve.server.repository.archive import ACCEPTED_SUFFIXES
 from ringserve.server.repository.archive_plan import KIND_NAMES
 from ringserve.server.repository.config_yaml import read_mapping
 from ringserve.server.repository.manifest import MANIFEST_PATH
-from ringserve.server.repository.version_policy import FolderConfig, parse_folder_config, parse_version_config
+from ringserve.server.repository.triton_config import CONFIG_FILE as TRITON_CONFIG
+from ringserve.server.repository.triton_layout import (
+    LEADING_ZEROS,
+    VERSION,
+    are_versions,
+    config_path,
+    other_versions,
+    overrides_of,
+    policy_of,
+    read_config,
+)
+from ringserve.server.repository.version_policy import (
+    FolderConfig,
+    VersionPolicy,
+    parse_folder_config,
+    parse_version_config,
+    wanted_versions,
+)
 
 CONFIG_FILE = "config.yaml"
 ENTRIES_MAX = 10_000  # names in one folder
@@ -49,8 +67,8 @@ VANISHED = (errno.ENOENT, errno.ENOTDIR)
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One thing to be served. `slot` is its place, which a replacement shares; `group` the name at the top of the folder that it
-    belongs to. `fingerprint` changes with the content and its configuration, `changed_ns` is its youngest file's time. With a
-    `problem` it cannot be served as it is."""
+    belongs to. `fingerprint` changes with the content and its configuration, `changed_ns` is its youngest file's time. `said` is what
+    config.pbtxt says, for a version in Triton's layout. With a `problem` it cannot be served as it is."""
 
     slot: str
     group: str
@@ -63,6 +81,7 @@ class Entry:
     changed_ns: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    said: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +98,9 @@ class Snapshot:
     unreadable: str | None = None
 
 
-def scan(root: Path) -> Snapshot:
-    """Takes as long as the file system does: call it in a thread."""
-    scanner = _Scanner(root)
+def scan(root: Path, config_name: str = "") -> Snapshot:
+    """Takes as long as the file system does: call it in a thread. `config_name` is that of --model-config-name."""
+    scanner = _Scanner(root, config_name)
     try:
         status = os.stat(root)
         names = _names(root)
@@ -103,7 +122,8 @@ def scan(root: Path) -> Snapshot:
 class _Scanner:
     """One look at one folder, collected."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, config_name: str) -> None:
+        self._config_name = config_name
         self.real_root = ""
         self.entries: dict[str, Entry] = {}
         self.folders: dict[str, FolderConfig] = {}
@@ -151,7 +171,11 @@ class _Scanner:
         if MANIFEST_PATH.parts[0] in names:
             self._add(Entry(name, name, path, name, is_folder=True), None)
             return
-        versions = {each: found for each in names if (found := self._contents(name, each)) is not None}
+        inside = {each: found for each in names if (found := self._contents(name, each)) is not None}
+        versions = {each: [file for file in found if _is_served(file)] for each, found in inside.items()}
+        if not any(versions.values()) and (TRITON_CONFIG in names or are_versions(inside)):
+            self._look_at_tritons(name, list(inside), CONFIG_FILE in names)
+            return
         for each in names:
             if each.lower().endswith(ACCEPTED_SUFFIXES) and each not in versions:
                 self.problems[shown(f"{name}/{each}")] = f"expected an archive in a folder of its version: {name}/1.0/"
@@ -161,6 +185,9 @@ class _Scanner:
                 self.uncertain.add(name)  # it has taken the place of an archive, which nobody has removed
             return
         config, problem = self._folder_config(name, CONFIG_FILE in names)
+        if TRITON_CONFIG in names and problem is None:
+            config, problem, said = self._with_tritons(name, config)
+            config = replace(config, overrides={**config.overrides, **overrides_of(said)})
         for version, found in versions.items():
             file = f"{name}/{version}"
             if _UNSHOWABLE.search(version):
@@ -172,21 +199,50 @@ class _Scanner:
                     self._add_version(name, version, found, config, problem)
 
     def _contents(self, name: str, version: str) -> list[str] | None:
-        """The archives of a version's folder, and `MAR-INF` where it is unpacked; None for what is no folder."""
+        """The names in a version's folder; None for what is no folder."""
         folder = self._root / name / version
         with self.noting(name, f"{name}/{version}"):
             try:
                 if not stat.S_ISDIR(os.stat(folder).st_mode):
                     return None
-                names = [each for each in _names(folder) if not _IGNORED.fullmatch(each)]
+                return [each for each in _names(folder) if not _IGNORED.fullmatch(each)]
             except OSError as error:
-                if error.errno in VANISHED:
-                    return None
-                raise
-            return [
-                each for each in names if each.lower().endswith(ACCEPTED_SUFFIXES) or each == MANIFEST_PATH.parts[0]
-            ]
+                if error.errno not in VANISHED:
+                    raise
         return None
+
+    def _look_at_tritons(self, name: str, folders: list[str], has_own: bool) -> None:
+        """A model in Triton's layout. What config.yaml says of it beside config.pbtxt stands, as long as it is another thing."""
+        config, problem = self._folder_config(name, has_own)
+        said: Mapping[str, Any] = {}
+        if problem is None:
+            config, problem, said = self._with_tritons(name, config)
+        for each in folders:
+            if LEADING_ZEROS.fullmatch(each):
+                self.problems[f"{name}/{each}"] = "expected a version without leading zeros"
+        versions = [each for each in folders if VERSION.fullmatch(each)]
+        if problem is None and not wanted_versions(versions, config.policy):
+            self.problems[name] = f"at least one version must be available under the version policy of model '{name}'"
+        for version in versions:
+            slot, folder = f"{name}/{version}", self._root / name / version
+            entry = Entry(slot, name, folder, slot, True, name, version, overrides=config.overrides, problem=problem)
+            with self.noting(name, slot):
+                self._add(replace(entry, said=said), None)
+
+    def _with_tritons(self, name: str, config: FolderConfig) -> tuple[FolderConfig, str | None, Mapping[str, Any]]:
+        """The versions that config.pbtxt wants, what is wrong with it, and what it says."""
+        try:
+            said = _said(self._root / name, self._config_name)
+        except InvalidModel as error:
+            self.folders.pop(name, None)
+            return config, f"{name}/{error.message}", {}
+        if "version_policy" in said:
+            if config.policy != VersionPolicy():
+                file = f"{name}/{CONFIG_FILE}"
+                return config, f"{file}: version_policy: expected none beside that of {TRITON_CONFIG}", said
+            config = replace(config, policy=policy_of(said))
+        self.folders[name] = config
+        return config, None, said
 
     def _folder_config(self, name: str, exists: bool) -> tuple[FolderConfig, str | None]:
         """The configuration that all versions share, and what is wrong with it."""
@@ -223,7 +279,10 @@ class _Scanner:
         problem, marks, changed_ns = entry.problem, [repr(entry.overrides)], 0
         if status is None:
             try:
-                changed_ns, files = _folder_marks(entry.path)
+                if entry.said is None:
+                    changed_ns, files = _folder_marks(entry.path)
+                else:
+                    changed_ns, files = _folder_marks(entry.path.parent, other_versions(entry.path))
                 marks += files
             except OSError as error:
                 problem = problem or f"expected files that can be read, got {error.filename}: {error.strerror}"
@@ -243,8 +302,8 @@ def _mark(status: os.stat_result) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
-def _folder_marks(folder: Path) -> tuple[int, list[str]]:
-    """The youngest time and the marks of all files. Links are followed for a file's own mark, never into other folders.
+def _folder_marks(folder: Path, without: frozenset[str] = frozenset()) -> tuple[int, list[str]]:
+    """The youngest time and the marks of all files, but for what the folder itself has of the names `without`. Links are followed for a file's own mark, never into other folders.
     Raises `OSError`."""
 
     def refuse(error: OSError) -> None:
@@ -253,8 +312,10 @@ def _folder_marks(folder: Path) -> tuple[int, list[str]]:
 
     changed_ns, marks = 0, []
     for where, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(each for each in folders if not _IGNORED.fullmatch(each))
         inside = os.path.relpath(where, folder)
+        folders[:] = sorted(
+            each for each in folders if not (_IGNORED.fullmatch(each) or (inside == "." and each in without))
+        )
         for file in sorted(files):
             if _IGNORED.fullmatch(file) or file.endswith(_BYTECODE):
                 continue
@@ -274,6 +335,22 @@ def _folder_marks(folder: Path) -> tuple[int, list[str]]:
     return changed_ns, marks
 
 
+def _is_served(name: str) -> bool:
+    """Whether a version's folder has something of this name to be served: an archive, or an unpacked one."""
+    return name.lower().endswith(ACCEPTED_SUFFIXES) or name == MANIFEST_PATH.parts[0]
+
+
+def _said(folder: Path, config_name: str) -> Mapping[str, Any]:
+    """What the config.pbtxt of a model's folder says, nothing without one. Raises `InvalidModel`; `OSError` when it cannot be looked at."""
+    path = config_path(folder, config_name)
+    if not os.path.lexists(path):
+        return {}
+    parsed = _parsed(path, _mark(os.stat(path)))
+    if isinstance(parsed, str):
+        raise InvalidModel(parsed)
+    return parsed
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     """A config.yaml. Raises `InvalidModel`; `OSError` when it vanishes."""
     status = os.stat(path)
@@ -289,7 +366,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _parsed(path: Path, mark: str) -> dict[str, Any] | str:
     """The mapping, or why there is none. YAML is slow and a look is frequent: a file that has not changed is not parsed again."""
     try:
-        return read_mapping(path)
+        return read_config(path) if path.suffix == ".pbtxt" else read_mapping(path)
     except InvalidModel as error:
         return error.message
 

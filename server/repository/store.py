@@ -7,35 +7,54 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from ringserve.protocol.errors import Internal, ModelNotFound
+from ringserve.protocol.errors import Internal, InvalidModel, ModelNotFound
+from ringserve.server.model_configuration.fields import NESTED
+from ringserve.server.model_configuration.labels import read_labels
 from ringserve.server.repository.allowed_urls import REMOTE, shortened, shown_location, shown_url
 from ringserve.server.repository.archive import extract, stem
+from ringserve.server.repository.config_yaml import read_mapping
 from ringserve.server.repository.manifest import MANIFEST_PATH, Manifest, read_manifest
 from ringserve.server.repository.mirror import mirror
-from ringserve.server.repository.model_config import ModelConfig, read_model_config
+from ringserve.server.repository.model_config import ModelConfig, parse_model_config
 from ringserve.server.repository.remote import Fetched, RemoteSources
+from ringserve.server.repository.triton_config import CONFIG_FILE
+from ringserve.server.repository.triton_layout import (
+    config_in,
+    latest_version,
+    manifest_of,
+    other_versions,
+    overrides_of,
+    with_backend,
+)
 
 OLD_SUFFIX = ".model"  # a gzipped tar's name before there were any .mar; TorchServe still loads them with all others
 
 
 @dataclass(frozen=True, slots=True)
 class UnpackedModel:
-    """A model ready for workers. `temporary`: `model_dir` was made for it and goes with `ModelStore.discard`."""
+    """A model ready for workers. `temporary`: `model_dir` was made for it and goes with `ModelStore.discard`. `labels` are the names
+    of its classes, by output."""
 
     manifest: Manifest
     config: ModelConfig
     model_dir: Path
     temporary: bool
+    labels: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 class ModelStore:
-    """Archives below `root`, unpacked below `work_dir`/models. Nothing is touched before the first call."""
+    """Archives below `root`, unpacked below `work_dir`/models. Nothing is touched before the first call. `config_name`: --model-config-name."""
 
-    def __init__(self, root: Path, work_dir: Path, remote: RemoteSources | None = None) -> None:
+    def __init__(
+        self, root: Path, work_dir: Path, remote: RemoteSources | None = None, *, config_name: str = ""
+    ) -> None:
         self._root = root
+        self._config_name = config_name
         self._models_dir = work_dir / "models"
         self._remote = remote or RemoteSources()
 
@@ -86,18 +105,32 @@ class ModelStore:
             raise ModelNotFound(f"Model store not found at: {self._root}")
         return sorted(path.name for path in self._root.iterdir() if _is_model(path))
 
-    def unpack(self, path: Path, name_if_absent: str | None = None, *, aside: bool = False) -> UnpackedModel:
+    def unpack(
+        self,
+        path: Path,
+        name_if_absent: str | None = None,
+        *,
+        aside: bool = False,
+        said: Mapping[str, Any] | None = None,
+    ) -> UnpackedModel:
         """Make the model at `path` (from `locate`) ready: archives in a fresh folder, folders where they are, or `aside`, in a mirror of them.
 
-        `name_if_absent` names a model whose manifest does not. Raises `InvalidModel` when it cannot be served and
+        `name_if_absent` names a model whose manifest does not. With `said`, which is what config.pbtxt says, it is a version in Triton's
+        layout (triton_layout.py), served aside with all that lies beside it but the other versions; a folder in that layout without it
+        means the latest version there. Raises `InvalidModel` when it cannot be served and
         `Internal` when the disk refuses; neither leaves a folder behind.
         """
         is_folder = _is_dir(path)
-        if is_folder and not aside:
+        if is_folder and said is None and not _is_file(model_in(path) / MANIFEST_PATH):
+            path, said = latest_version(path, self._config_name)
+        if is_folder and said is None and not aside:
             return _read_model(model_in(path), name_if_absent, temporary=False)
         try:
             model_dir = self._fresh_dir()
             try:
+                if said is not None:
+                    mirror(path.parent, model_dir, without=other_versions(path))
+                    return _read_version(model_dir, path.parent.name, path.name, said)
                 if is_folder:
                     mirror(model_in(path), model_dir)
                 else:
@@ -140,8 +173,26 @@ def model_in(folder: Path) -> Path:
 
 def _read_model(model_dir: Path, name_if_absent: str | None, *, temporary: bool) -> UnpackedModel:
     manifest = read_manifest(model_dir, name_if_absent)
-    config = read_model_config(model_dir / manifest.config_file if manifest.config_file else None)
-    return UnpackedModel(manifest, config, model_dir, temporary)
+    file = model_dir / manifest.config_file if manifest.config_file else None
+    raw = read_mapping(file) if file is not None and file.exists() else {}
+    said = config_in(model_dir)
+    if said is not None and NESTED in raw:
+        raise InvalidModel(f"{NESTED}: expected no such key in the model's configuration beside a {CONFIG_FILE}")
+    raw |= overrides_of(said) if said is not None else {}
+    config = parse_model_config(raw, file.name if file is not None else CONFIG_FILE)
+    return with_labels(UnpackedModel(manifest, config, model_dir, temporary))
+
+
+def _read_version(model_dir: Path, name: str, version: str, said: Mapping[str, Any]) -> UnpackedModel:
+    said = with_backend(said, os.listdir(model_dir / version))
+    config = parse_model_config(overrides_of(said), CONFIG_FILE)
+    return with_labels(UnpackedModel(manifest_of(name, version, said, model_dir), config, model_dir, temporary=True))
+
+
+def with_labels(unpacked: UnpackedModel) -> UnpackedModel:
+    """The same with the label files that its configuration names. Raises `InvalidModel`."""
+    triton = unpacked.config.triton
+    return replace(unpacked, labels=read_labels(unpacked.model_dir, triton.label_files if triton is not None else {}))
 
 
 def _is_model(path: Path) -> bool:
@@ -149,7 +200,7 @@ def _is_model(path: Path) -> bool:
         return False
     if (stem(path.name) is not None or path.suffix.lower() == OLD_SUFFIX) and _is_file(path):
         return True
-    return _is_file(path / MANIFEST_PATH)
+    return _is_file(path / MANIFEST_PATH) or _is_file(path / CONFIG_FILE)
 
 
 def _is_file(path: Path) -> bool:

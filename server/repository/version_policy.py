@@ -1,7 +1,7 @@
 """Which versions of a model in the repository are served, and which of them is the default: pure.
 
 name/config.yaml:
-    version_policy: all            # or {latest: 2}, or {specific: ["1.0", "2.0"]}; without it {latest: 1}
+    version_policy: all            # or {latest: 2}, or {specific: ["1.0", "2.0"]}, or as Triton has it; without it {latest: 1}
     default_version: "1.0"         # without it the highest that is served
     batchSize: 8                   # any other key replaces that of the archives' model-config.yaml
 """
@@ -88,6 +88,11 @@ def _policy(value: object, where: str) -> VersionPolicy:
         return VersionPolicy(latest=None)
     if isinstance(value, dict) and len(value) == 1:
         latest, specific = value.get("latest"), value.get("specific")
+        if value.get("all") == {}:
+            return VersionPolicy(latest=None)
+        # As Triton has them: one level deeper.
+        latest = latest.get("num_versions") if isinstance(latest, dict) and len(latest) == 1 else latest
+        specific = specific.get("versions") if isinstance(specific, dict) and len(specific) == 1 else specific
         if isinstance(latest, int) and not isinstance(latest, bool) and 1 <= latest <= LATEST_MAX:
             return VersionPolicy(latest)
         if isinstance(specific, list) and 1 <= len(specific) <= SPECIFIC_MAX:

@@ -152,13 +152,13 @@ def test_workers_take_effect_only_as_a_sensible_pair(raw: dict[str, Any], expect
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("backend: onnx", "backend: expected one of handler, torchscript, python, got 'onnx'"),
+        ("backend: onnx", "backend: expected one of handler, torchscript, python, triton, got 'onnx'"),
         (
             "warmup: [{file: /etc/passwd}]",
             "warmup[0].file: expected a path inside the model's folder, got '/etc/passwd'",
         ),
         ("warmup: [{file: a/../../b}]", "warmup[0].file: expected a path inside the model's folder, got 'a/../../b'"),
-        ("backend:", "backend: expected one of handler, torchscript, python, got None"),
+        ("backend:", "backend: expected one of handler, torchscript, python, triton, got None"),
         ("batching: [fill]", "batching: expected one of adaptive, fill, got ['fill']"),
         ("inputs: x", "inputs: expected a list of 1 to 64 tensors, got 'x'"),
         ("inputs: []", "inputs: expected a list of 1 to 64 tensors, got []"),
@@ -168,10 +168,15 @@ def test_workers_take_effect_only_as_a_sensible_pair(raw: dict[str, Any], expect
         ("inputs: [{name: '', dtype: int8, shape: [1]}]", "inputs[0].name: expected a name of 1 to 256 printable"),
         ("inputs: [{name: 7, dtype: int8, shape: [1]}]", "inputs[0].name: expected a name of 1 to 256 printable"),
         ('inputs: [{name: "a\\nb", dtype: int8, shape: [1]}]', "inputs[0].name: expected a name of 1 to 256 printable"),
-        ("inputs: [{name: x, dtype: bfloat16, shape: [1]}]", "inputs[0].dtype: expected one of bool, int8,"),
+        ("inputs: [{name: x, dtype: complex64, shape: [1]}]", "inputs[0].dtype: expected one of bool, int8,"),
         ("inputs: [{name: x, dtype: 3, shape: [1]}]", "inputs[0].dtype: expected one of bool, int8,"),
         ("inputs: [{name: x, dtype: int8, shape: 3}]", "inputs[0].shape: expected a list of at most 32 positive"),
-        ("inputs: [{name: x, dtype: int8, shape: [-1]}]", "inputs[0].shape: expected a list of at most 32 positive"),
+        ("inputs: [{name: x, dtype: int8, shape: [-2]}]", "inputs[0].shape: expected a list of at most 32 positive"),
+        ("inputs: [{name: x, dtype: int8, shape: [1], optional: 1}]", "inputs[0].optional: expected true or false"),
+        (
+            "inputs: [{name: x, dtype: int8, shape: [1]}]\noutputs: [{name: y, dtype: int8, shape: [1], optional: true}]",
+            "outputs[0].optional: expected none",
+        ),
         ("inputs: [{name: x, dtype: int8, shape: [0]}]", "inputs[0].shape: expected a list of at most 32 positive"),
         ("inputs: [{name: x, dtype: int8, shape: [true]}]", "inputs[0].shape: expected a list of at most 32 positive"),
         ("inputs: [{name: x, dtype: int8, shape: [1.0]}]", "inputs[0].shape: expected a list of at most 32 positive"),
@@ -207,6 +212,8 @@ def test_our_own_keys_are_refused_when_wrong(tmp_path: Path, text: str, message:
         ("double", "float64"),
         ("long", "int64"),
         ("torch.half", "float16"),
+        ("BF16", "bfloat16"),
+        ("BYTES", "bytes"),
         ("torch.float32", "float32"),
     ],
 )
