@@ -20,16 +20,21 @@ from ringserve.server.control import (
     SequenceTold,
 )
 from ringserve.server.registry import ModelVersion
+from ringserve.server.scheduling.rules import SequenceScheduling
 from ringserve.server.sequences.table import NS_OF_MS, Asking, Limits, SequenceTable
 from ringserve.server.settings import Settings
 
+# Of sequences in Triton's sense: what waits is limited by `jobQueueSize` alone, and each has a request that waits, or a worker.
+WAITING_MAX = SEQUENCES_MAX = 1 << 30
 # What front ends have to leave the sequences of a worker that has to go.
 LEAVE_S_MAX = 2.0
 
 
 def sequence_rules(version: ModelVersion, settings: Settings) -> SequenceRules | None:
     """What front ends go by; None for a version whose requests do not belong together."""
-    wanted = version.unpacked.config.sequences
+    wanted, scheduling = version.unpacked.config.sequences, version.unpacked.config.scheduling
+    if scheduling is not None and scheduling.sequences is not None:
+        return SequenceRules(_idle_ms(scheduling.sequences), WAITING_MAX)
     if wanted is None:
         return None
     names = (
@@ -38,6 +43,23 @@ def sequence_rules(version: ModelVersion, settings: Settings) -> SequenceRules |
         settings.ts_header_key_sequence_end,
     )
     return SequenceRules(wanted.idle_ms_max, wanted.waiting_max, *(each.lower() for each in names))
+
+
+def _limits_of(version: ModelVersion) -> Limits | None:
+    """What the supervisor goes by; None likewise."""
+    config = version.unpacked.config
+    if config.scheduling is not None and (wanted := config.scheduling.sequences) is not None:
+        idle_ns = _idle_ms(wanted) * NS_OF_MS
+        return Limits(SEQUENCES_MAX, idle_ns, places=wanted.places, slotted=not wanted.oldest)
+    rules = config.sequences
+    if rules is None:
+        return None
+    return Limits(rules.sequences_max, rules.idle_ms_max * NS_OF_MS, rules.life_ms_max * NS_OF_MS)
+
+
+def _idle_ms(rules: SequenceScheduling) -> int:
+    """Up to the next whole one, and at least one."""
+    return max(1, -(-rules.idle_us_max // 1000))
 
 
 def context_variables(settings: Settings) -> dict[str, str]:
@@ -76,9 +98,8 @@ class Sequences:
 
     def add(self, version: ModelVersion) -> None:
         """A version of which requests may come. Nothing happens where they do not belong together."""
-        rules = version.unpacked.config.sequences
-        if rules is not None:
-            limits = Limits(rules.sequences_max, rules.idle_ms_max * NS_OF_MS, rules.life_ms_max * NS_OF_MS)
+        limits = _limits_of(version)
+        if limits is not None:
             self._tables[version.key] = SequenceTable(version.key, limits)
             self._versions[version.key] = version
 
@@ -143,7 +164,7 @@ class Sequences:
             table = self._tables.get(word.key)
             match word:
                 case AskSequence():
-                    self._ask(Asking(front_end, word.key, word.sequence_id, word.token))
+                    self._ask(Asking(front_end, word.key, word.sequence_id, word.token, word.begins))
                 case ReleaseSequence() if table is not None:
                     table.release(front_end, word.number, word.token)
                 case SequenceLeft() if table is not None:

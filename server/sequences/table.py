@@ -10,6 +10,7 @@ it meanwhile waits, and a worker never has requests of it beside another. What a
 that it is never taken for one that had the same id before.
 """
 
+import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from ringserve.server.control import GrantSequence, RefuseSequence, RevokeSequen
 
 NS_OF_MS = 1_000_000
 ENDED = "the sequence has ended"
+UNKNOWN = "there is no such sequence"
 TOO_LONG = "the sequence has lasted longer than sequenceTimeoutMSec"
 WORKER_DIED = "the worker that had the sequence died"
 WORKER_LEAVES = "the worker that had the sequence was stopped"
@@ -24,11 +26,14 @@ WORKER_LEAVES = "the worker that had the sequence was stopped"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one version: how many sequences, how long one lives in all (0: for ever), and how long a silent one."""
+    """Of one version: how many sequences, how long one lives in all (0: for ever), and how long a silent one. With `places`, each worker
+    takes so many, and others wait; with `slotted`, each has a number among those of its worker."""
 
     sequences_max: int
     idle_ns_max: int
     life_ns_max: int = 0
+    places: int = 0
+    slotted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Asking:
     key: int
     sequence_id: str
     token: int
+    begins: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +55,7 @@ class Living:
     sequence_id: str
     ends_ns: int  # 0: never
     worker_id: str = ""  # "": there is room on none yet
+    slot: int = 0  # its place among those of its worker
     holders: dict[int, Asking] = field(default_factory=dict)  # front end -> as what it asked last
     silent_until_ns: int = 0
     closing: bool = False
@@ -87,7 +94,7 @@ class SequenceTable:
     def per_worker_max(self) -> int:
         """TorchServe divides the sequences by `minWorkers` and rounds down, and then takes in more of them than its workers ever get
         to: with 5 sequences and 2 workers the fifth waits for another's end. Rounded up, each that is taken in has a place."""
-        return max(1, -(-self.limits.sequences_max // max(1, self.workers_min)))
+        return self.limits.places or max(1, -(-self.limits.sequences_max // max(1, self.workers_min)))
 
     def count_on(self, worker_id: str) -> int:
         return len(self._workers.get(worker_id, ()))
@@ -112,6 +119,9 @@ class SequenceTable:
         self._grant(living, asking)
 
     def _begin(self, asking: Asking, reachable: Collection[str], now_ns: int) -> Living | None:
+        if not asking.begins:
+            self._refuse(asking, UNKNOWN, unknown=True)
+            return None
         if len(self._by_id) >= self.limits.sequences_max:
             cause = f"{len(self._by_id)} sequences live, maxNumSequence is {self.limits.sequences_max}"
             self._refuse(asking, cause)
@@ -201,6 +211,9 @@ class SequenceTable:
             if len(numbers) < fewest and worker_id not in self._leaving and worker_id in reachable:
                 best, fewest = worker_id, len(numbers)
         if best:
+            if self.limits.slotted:
+                taken = {self._by_number[number].slot for number in self._workers[best]}
+                living.slot = next(slot for slot in itertools.count() if slot not in taken)
             self._workers[best].add(living.number)
             living.worker_id = best
         return bool(best)
@@ -269,11 +282,11 @@ class SequenceTable:
         number, worker_id = living.number, living.worker_id
         self._say(
             asking.front_end,
-            GrantSequence(asking.key, asking.sequence_id, asking.token, number, worker_id, lives_in=self.key),
+            GrantSequence(asking.key, asking.sequence_id, asking.token, number, worker_id, self.key, living.slot),
         )
 
-    def _refuse(self, asking: Asking, cause: str) -> None:
-        self._say(asking.front_end, RefuseSequence(asking.key, asking.sequence_id, asking.token, cause))
+    def _refuse(self, asking: Asking, cause: str, *, unknown: bool = False) -> None:
+        self._say(asking.front_end, RefuseSequence(asking.key, asking.sequence_id, asking.token, cause, unknown))
 
     def _say(self, front_end: int, message: SequenceTold) -> None:
         self.outbox.append((front_end, message))

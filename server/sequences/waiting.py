@@ -16,7 +16,7 @@ from ringserve.protocol.errors import OutOfResources, RingServeError, SequenceRe
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.protocol.tensor import Signature
 from ringserve.server.admission import Admission
-from ringserve.server.batching import BatchPolicy, Hold, WaitUntil
+from ringserve.server.batching import BatchPolicy, Decision, Hold, WaitUntil
 from ringserve.server.control import (
     AskSequence,
     EndSequence,
@@ -48,6 +48,7 @@ class SequencePending(Pending):
 
     sequence: "Sequence"
     arrived_ns = 0
+    first = True  # it may begin one
     last = False
     holds = False
     end_header = ""
@@ -92,6 +93,7 @@ class Sequence:
         "queued",
         "sent",
         "sequence_id",
+        "slot",
         "token",
         "touched",
         "waiting",
@@ -101,7 +103,7 @@ class Sequence:
     def __init__(self, sequence_id: str, token: int = 0) -> None:
         self.sequence_id = sequence_id
         self.token = token
-        self.number = 0
+        self.number = self.slot = 0
         self.worker_id = ""
         self.waiting: deque[SequencePending] = deque()
         self.sent = self.touched = False
@@ -142,8 +144,7 @@ class SequenceQueue(SlabQueue):
         """Take a request in, whose headers name its sequence; its place in the queue has been claimed. Raises `BadRequest`,
         `SequenceRejected`; it has no place then."""
         assert isinstance(pending, SequencePending)
-        rules, headers = self._rules, request.headers
-        sequence_id = headers[rules.id_header]
+        sequence_id, pending.first, pending.last = self._marks_of(request)
         pending.parcel = spool
         sequence = self._sequences.get(sequence_id)
         if sequence is not None:
@@ -153,11 +154,19 @@ class SequenceQueue(SlabQueue):
         else:
             self._encode(pending, request)
         if sequence is None:
-            sequence = self._sequences[sequence_id] = Sequence(sequence_id, next(_tokens))
-            self.outbox.append(AskSequence(self._key, sequence_id, sequence.token))
-        pending.last = headers.get(rules.end_header, "").lower() == "true"
-        pending.end_header, pending.holds = rules.end_header, self._shared
+            sequence = self._sequences[sequence_id] = Sequence(sequence_id)
+            self._ask_for(sequence, pending)
+        pending.end_header, pending.holds = self._rules.end_header, self._shared
         self._line_up_behind(sequence, pending)
+
+    def _marks_of(self, request: InferRequest) -> tuple[str, bool, bool]:
+        """Which sequence a request belongs to, whether it may be the first of it, and whether it is the last."""
+        headers, rules = request.headers, self._rules
+        return headers[rules.id_header], True, headers.get(rules.end_header, "").lower() == "true"
+
+    def _ask_for(self, sequence: Sequence, first: SequencePending) -> None:
+        sequence.token = next(_tokens)
+        self.outbox.append(AskSequence(self._key, sequence.sequence_id, sequence.token, first.first))
 
     def _check_room(self, sequence: Sequence, pending: SequencePending) -> None:
         waiting, most = len(sequence.waiting), self._rules.waiting_max
@@ -193,7 +202,7 @@ class SequenceQueue(SlabQueue):
             if not turn:
                 del self._turns[sequence.worker_id]
 
-    def land(self, pending: Pending, request: InferRequest, body_bytes: int) -> list[memoryview] | None:
+    def open_row(self, pending: Pending, payload: object) -> list[memoryview] | None:
         """Never in a slab: whose it will be is not known yet."""
         return None
 
@@ -245,7 +254,7 @@ class SequenceQueue(SlabQueue):
         sequence = self._sequences.get(grant.sequence_id)
         if sequence is None or sequence.token != grant.token:
             return
-        sequence.number, sequence.worker_id = grant.number, grant.worker_id
+        sequence.number, sequence.worker_id, sequence.slot = grant.number, grant.worker_id, grant.slot
         self._by_number[grant.number] = sequence
         self._take_turn(sequence)
         self._fall_silent(sequence)
@@ -273,7 +282,10 @@ class SequenceQueue(SlabQueue):
     def worker_gone(self, worker_id: str, error: RingServeError) -> None:
         """Its sequences have ended with it: whoever waits in them must not get to another, which knows nothing of them."""
         for sequence in [each for each in self._sequences.values() if each.worker_id == worker_id]:
-            self._lose(sequence, WorkerLost(f"{error.message} The sequence of this request has ended with it."))
+            self._lose(sequence, self._lost(f"{error.message} The sequence of this request has ended with it."))
+
+    def _lost(self, message: str) -> WorkerLost:
+        return WorkerLost(message)
 
     def _lose(self, sequence: Sequence, error: RingServeError) -> None:
         """It is none of ours any more; who waits in it is told why."""
@@ -350,7 +362,7 @@ class SequenceQueue(SlabQueue):
         if not turn:
             return None
         count = min(len(turn), self._policy.rows_max)
-        decision = self._policy.decide(count, turn[0].waiting[0].arrived_ns, 0, time.monotonic_ns())
+        decision = self._decide(count, turn[0].waiting[0].arrived_ns, time.monotonic_ns())
         assert not isinstance(decision, Hold)
         if isinstance(decision, WaitUntil):
             return decision
@@ -360,6 +372,10 @@ class SequenceQueue(SlabQueue):
         if fill is None or not fill.ready:
             return None
         return fill.take()
+
+    def _decide(self, count: int, oldest_ns: int, now_ns: int) -> Decision:
+        """`count` sequences have a request for an idle worker."""
+        return self._policy.decide(count, oldest_ns, 0, now_ns)
 
     def _filled(self, turn: deque[Sequence], count: int) -> Fill | None:
         """One request each of so many sequences in a slab; None when none is free."""
@@ -381,14 +397,22 @@ class SequenceQueue(SlabQueue):
                 self.drop(pending)
                 pending.fail(OutOfResources(f"The request does not fit into memory: {error}"))
                 continue
-            turn.popleft()
-            sequence.waiting.popleft()
-            sequence.queued, sequence.sent, sequence.touched = False, True, True
+            self._sent(turn, sequence)
+        self._close(fill)
+        return fill
+
+    def _sent(self, turn: deque[Sequence], sequence: Sequence) -> None:
+        """Its first request is in the batch."""
+        turn.remove(sequence)
+        sequence.waiting.popleft()
+        sequence.queued, sequence.sent, sequence.touched = False, True, True
+
+    def _close(self, fill: Fill | None) -> None:
+        """The batch is complete."""
         self._open = None
         if fill is not None and not fill.ready:
             fill.sealed = True
             self.release(fill)
-        return fill
 
     @property
     def backlogged(self) -> bool:
@@ -399,7 +423,7 @@ class SequenceQueue(SlabQueue):
         """Its worker died before it began with it. What it knew of the sequences is lost: nobody else can answer."""
         if not was_sent:
             self._admission.leave(batch.count)
-        batch.fail(WorkerLost(WORKER_GONE))
+        batch.fail(self._lost(WORKER_GONE))
         self.answered(batch)
         fill, rows = batch.fill, batch.rows
         for pending in rows:
@@ -414,9 +438,8 @@ class SequenceQueue(SlabQueue):
     def answered(self, batch: Batch) -> None:
         """Its sequences may have their next turn, or have ended."""
         for pending in batch.rows:
-            if pending is None:
+            if not isinstance(pending, SequencePending):  # a hole, or nobody's
                 continue
-            assert isinstance(pending, SequencePending)
             sequence = pending.sequence
             sequence.sent = False
             if pending.last:
@@ -468,7 +491,6 @@ class SequenceQueue(SlabQueue):
 
     @property
     def oldest_ns(self) -> int:
-        """Since when somebody has waited; 0: nobody does."""
         heads = (each.waiting[0].arrived_ns for each in self._sequences.values() if each.waiting)
         return min(heads, default=0)
 

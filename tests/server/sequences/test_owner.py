@@ -16,12 +16,14 @@ from ringserve.server.control import (
     RevokeSequence,
     SequenceEnded,
     SequenceLeft,
+    SequenceRules,
     SequencesTold,
     SequenceTold,
 )
 from ringserve.server.repository.modes import SequenceBatching
-from ringserve.server.sequences.owner import Sequences, context_variables, sequence_rules
-from ringserve.server.sequences.table import ENDED, TOO_LONG, WORKER_LEAVES
+from ringserve.server.scheduling.rules import Scheduling, SequenceScheduling
+from ringserve.server.sequences.owner import WAITING_MAX, Sequences, context_variables, sequence_rules
+from ringserve.server.sequences.table import ENDED, TOO_LONG, UNKNOWN, WORKER_LEAVES
 from ringserve.server.settings import Settings
 
 S_MAX = 10.0
@@ -31,7 +33,7 @@ def version(key: int, **config: int) -> Any:
     wanted = {"idle_ms_max": 60_000, "sequences_max": 4, **config}
     sequences = SequenceBatching(**wanted) if config.get("idle_ms_max", 1) else None
     return SimpleNamespace(
-        key=key, min_workers=1, unpacked=SimpleNamespace(config=SimpleNamespace(sequences=sequences))
+        key=key, min_workers=1, unpacked=SimpleNamespace(config=SimpleNamespace(sequences=sequences, scheduling=None))
     )
 
 
@@ -247,3 +249,21 @@ def test_handlers_and_front_ends_have_the_same_names_for_headers() -> None:
         "TS_REQUEST_SEQUENCE_END": "x-END",
     }
     assert sequence_rules(version(1, idle_ms_max=0), settings) is None
+
+
+def test_sequences_in_tritons_words_have_places_on_each_worker_and_no_other_limit() -> None:
+    async def scenario(front_ends: FrontEnds, sequences: Sequences) -> None:
+        rules = SequenceScheduling(oldest=True, places=1, idle_us_max=1500)
+        told = SimpleNamespace(sequences=None, scheduling=Scheduling(4, batches=True, sequences=rules))
+        one: Any = SimpleNamespace(key=1, min_workers=1, unpacked=SimpleNamespace(config=told))
+        assert sequence_rules(one, Settings()) == SequenceRules(2, WAITING_MAX)
+        sequences.add(one)
+        sequences.worker_ready(one, "w1")
+        sequences.heard(0, (AskSequence(1, "a", 5), AskSequence(1, "b", 6), AskSequence(1, "c", 7, begins=False)))
+        assert front_ends.take() == [
+            (0, GrantSequence(1, "a", 5, 1, "w1", 1)),
+            (0, GrantSequence(1, "b", 6, 2, "", 1)),
+            (0, RefuseSequence(1, "c", 7, UNKNOWN, unknown=True)),
+        ]
+
+    play(scenario)

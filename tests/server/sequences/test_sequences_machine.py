@@ -96,7 +96,8 @@ class Machine(RuleBasedStateMachine):
         self.made = 0
         self.stages: list[Stage] = []
         config = SimpleNamespace(
-            sequences=SequenceBatching(int(IDLE_S * 1000), int(LIFE_S * 1000) * life, WAITING_MAX, SEQUENCES_MAX)
+            sequences=SequenceBatching(int(IDLE_S * 1000), int(LIFE_S * 1000) * life, WAITING_MAX, SEQUENCES_MAX),
+            scheduling=None,
         )
         self.version: Any = SimpleNamespace(key=KEY, min_workers=WORKERS_MIN, unpacked=SimpleNamespace(config=config))
 

@@ -3,7 +3,16 @@
 import pytest
 
 from ringserve.server.control import GrantSequence, RefuseSequence, RevokeSequence, SequenceEnded, SequenceTold
-from ringserve.server.sequences.table import ENDED, TOO_LONG, WORKER_DIED, WORKER_LEAVES, Asking, Limits, SequenceTable
+from ringserve.server.sequences.table import (
+    ENDED,
+    TOO_LONG,
+    UNKNOWN,
+    WORKER_DIED,
+    WORKER_LEAVES,
+    Asking,
+    Limits,
+    SequenceTable,
+)
 
 KEY, TOKEN, IDLE_NS, LIFE_NS = 7, 3, 100, 1000
 WORKERS = ("w1", "w2")
@@ -14,6 +23,13 @@ def table_of(
 ) -> SequenceTable:
     table = SequenceTable(KEY, Limits(sequences_max, IDLE_NS, life_ns))
     table.workers_min = workers_min
+    for worker_id in workers:
+        table.worker_ready(worker_id)
+    return table
+
+
+def table_with_places(places: int, *workers: str) -> SequenceTable:
+    table = SequenceTable(KEY, Limits(1 << 30, IDLE_NS, places=places, slotted=True))
     for worker_id in workers:
         table.worker_ready(worker_id)
     return table
@@ -59,6 +75,31 @@ def test_no_more_sequences_live_than_may() -> None:
     assert ask(table, "c") == refused
     table.release(0, 1, TOKEN)
     assert granted(table, "c").number == 3
+
+
+def test_one_that_must_not_begin_is_unknown_unless_it_lives() -> None:
+    table = table_of()
+    goes_on = Asking(1, KEY, "a", TOKEN, begins=False)
+    table.ask(goes_on, WORKERS, 1)
+    assert said(table) == [(1, RefuseSequence(KEY, "a", TOKEN, UNKNOWN, unknown=True))]
+    granted(table, "a", 0)
+    table.ask(goes_on, WORKERS, 1)
+    assert said(table) == [(1, GrantSequence(KEY, "a", TOKEN, 1, "w1", lives_in=KEY))]
+
+
+def test_each_has_a_place_of_its_own_on_its_worker_and_others_wait_in_order() -> None:
+    table = table_with_places(2, *WORKERS)
+    assert [(each.worker_id, each.slot) for each in (granted(table, name) for name in "abcd")] == [
+        ("w1", 0),
+        ("w2", 0),
+        ("w1", 1),
+        ("w2", 1),
+    ]
+    assert [granted(table, name).worker_id for name in "ef"] == ["", ""]
+    table.release(0, 1, TOKEN)
+    assert said(table) == [(0, GrantSequence(KEY, "e", TOKEN, 5, "w1", lives_in=KEY, slot=0))]
+    table.release(0, 4, TOKEN)
+    assert said(table) == [(0, GrantSequence(KEY, "f", TOKEN, 6, "w2", lives_in=KEY, slot=1))]
 
 
 @pytest.mark.parametrize(("sequences", "workers_min", "each"), [(5, 2, 3), (4, 2, 2), (1, 4, 1), (6, 1, 6), (3, 0, 3)])
