@@ -43,11 +43,14 @@ class Device:
 
 
 class Usage(NamedTuple):
-    """How busy a device is, in bytes and percent; None where it does not say."""
+    """How busy a device is, in bytes and percent, and what power it takes; None where it does not say."""
 
     memory_bytes_used: int
     utilization_gpu: int | None
     utilization_memory: int | None
+    power_mw: int | None = None
+    power_limit_mw: int | None = None
+    energy_mj: int | None = None  # since the driver was loaded
 
 
 class Inventory:
@@ -70,7 +73,14 @@ class Inventory:
         wanted = {device.uuid for device in self.devices}
         everything = [each for gpu in found.values() for each in (gpu, *(gpu.mig or ()))]
         return {
-            each.uuid: Usage(each.memory_bytes_used, each.utilization_gpu, each.utilization_memory)
+            each.uuid: Usage(
+                each.memory_bytes_used,
+                each.utilization_gpu,
+                each.utilization_memory,
+                each.power_mw,
+                each.power_limit_mw,
+                each.energy_mj,
+            )
             for each in everything
             if each.uuid in wanted
         }

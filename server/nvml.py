@@ -30,6 +30,9 @@ class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes_used: Count = 0
     utilization_gpu: Percent | None = None
     utilization_memory: Percent | None = None
+    power_mw: Count | None = None
+    power_limit_mw: Count | None = None
+    energy_mj: Count | None = None
     mig: "tuple[Found, ...] | None" = None
 
 
@@ -97,6 +100,9 @@ class NvmlReader:
             memory_bytes_used=used,
             utilization_gpu=None if rates is None else int(rates.gpu),
             utilization_memory=None if rates is None else int(rates.memory),
+            power_mw=self._or_none(nvml.nvmlDeviceGetPowerUsage, handle),
+            power_limit_mw=self._or_none(nvml.nvmlDeviceGetPowerManagementLimit, handle),
+            energy_mj=self._or_none(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
         )
 
     def _memory(self, handle: Any) -> tuple[int, int]:

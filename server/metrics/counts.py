@@ -32,18 +32,40 @@ BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 # Why requests were refused for want of room, workers or time, before a model had to do with them; and why others failed. The words
 # are codes of protocol/errors.py; a client that left is `cancelled`, an answer that ended half-way `broken_off`.
-SHED_REASONS = ("queue_full", "no_worker", "no_ticket", "sequence_rejected", "deadline_exceeded", "shutting_down")
+SHED_REASONS = (
+    "queue_full",
+    "queue_timeout",
+    "no_worker",
+    "no_ticket",
+    "sequence_rejected",
+    "deadline_exceeded",
+    "shutting_down",
+)
 FAILURE_REASONS = (
     *("bad_request", "body_too_large", "worker_lost", "prediction_failed", "out_of_resources"),
     *("cancelled", "broken_off", "internal", "other"),
 )
 REASONS = (*SHED_REASONS, *FAILURE_REASONS)
+# As in Triton, what was not even a request for the model is no failure of it.
+NO_REQUEST = ("bad_request", "body_too_large")
 OTHER = REASONS.index("other")
 REASON_AT = {reason: at for at, reason in enumerate(REASONS)}
 
 # TorchServe tells requests for the default version from those that name one.
 DEFAULT, NAMED = range(2)
 SLAB_STATES = ("free", "waiting", "executing", "held")
+
+# The protocol's stages of an executed request (contract section 3.8): it waits until a worker takes its batch up, whose inputs are
+# read, which the model executes, and whose outputs come back.
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+# So many sizes of batches are told apart; all others have the first line together. What a line holds of its size: the size, how many
+# executions there were, and how long the last three stages took them.
+SIZES_MAX = 128
+SIZE_WORDS = 5
+# Of so many answers of a decoupled model to one request something is known: how many were so, and how long they took.
+RESPONSES_MAX = 32
+OUTCOMES = ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel")
+OUTCOME_AT = {outcome: at for at, outcome in enumerate(OUTCOMES)}
 
 _WORD = np.int64
 # The fields of a part lie next to each other, in this order.
@@ -59,6 +81,15 @@ VERSION_COUNTS = np.dtype(
         ("latency_ns", _WORD, (2,)),
         ("queue_ns", _WORD, (2,)),
         ("mismatched", _WORD),
+        ("success", _WORD),
+        ("success_ns", _WORD),
+        ("fail_ns", _WORD),  # how many there were, `reason` says
+        ("stage_ns", _WORD, (len(STAGES),)),
+        ("executions", _WORD),
+        ("items", _WORD),
+        ("size", _WORD, (SIZES_MAX, SIZE_WORDS)),
+        ("response", _WORD, (RESPONSES_MAX, len(OUTCOMES), 2)),  # by its number: count, ns
+        ("last_ms", _WORD),  # when a batch was last executed, since 1970
         # What is so at the moment.
         ("last_ns", _WORD),  # when the next two were so, CLOCK_MONOTONIC
         ("last_queue_ns", _WORD),
@@ -73,8 +104,10 @@ OK, CLIENT_ERROR, SERVER_ERROR = range(3)
 MOMENTARY = frozenset(("changing", "last_ns", "last_queue_ns", "last_overhead_ns", "waiting", "slabs", "connections"))
 # The supervisor may meet a change; one lasts microseconds, unless its front end was stopped or killed in the middle of it.
 LOOKS_MAX = 100
+_NOT_SUMS = frozenset(("changing", "last_ns", "last_queue_ns", "last_overhead_ns", "last_ms", "size"))
 
 Counts = np.ndarray[tuple[()], np.dtype[np.void]]
+Sizes = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 def status_class(status: int) -> int:
@@ -154,10 +187,25 @@ def add_up(parts: list[Counts], kind: np.dtype[np.void]) -> Counts:
     """The sum over front ends, and over what retired versions have left. Of what was so last, the newest counts."""
     total = no_counts(kind)
     for name in kind.names or ():
-        if name not in ("changing", "last_ns", "last_queue_ns", "last_overhead_ns"):
+        if name not in _NOT_SUMS:
             total[name] = sum(part[name] for part in parts)
+    if "size" in (kind.names or ()) and parts:
+        total["last_ms"] = max(int(part["last_ms"]) for part in parts)
+        for part in parts:
+            lines = part["size"]
+            for line in lines[lines[:, 1] > 0].tolist():
+                add_size(total["size"], *line)
     if "last_ns" in (kind.names or ()) and parts:
         newest = max(parts, key=lambda part: int(part["last_ns"]))
         for name in ("last_ns", "last_queue_ns", "last_overhead_ns"):
             total[name] = newest[name]
     return total
+
+
+def add_size(lines: Sizes, size: int, executions: int, *stages_ns: int) -> None:
+    """Count executions of batches of that size. Lines are taken as sizes are met; who finds none left goes into the first."""
+    found = np.flatnonzero((lines[1:, 0] == size) | (lines[1:, 1] == 0))
+    at = 0 if not len(found) or size <= 0 else int(found[0]) + 1
+    if at:
+        lines[at, 0] = size
+    lines[at, 1:] += (executions, *stages_ns)

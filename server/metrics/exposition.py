@@ -6,9 +6,9 @@ families go without.
 
 import logging
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
-from ringserve.server.metrics.family import Collector, Family, Sample, format_value
+from ringserve.server.metrics.family import Collector, Family, Sample, format_value, format_whole
 
 logger = logging.getLogger("ringserve.metrics")
 
@@ -28,7 +28,8 @@ def render(families: Iterable[Family], wanted: Collection[str] = ()) -> bytes:
         lines.append(f"# HELP {each.name} {_escaped(each.help)}")
         lines.append(f"# TYPE {each.name} {each.kind}")
         comma = "," if each.torchserve else ""
-        lines += [_line(sample, comma) for sample in samples]
+        written = format_whole if each.whole else format_value
+        lines += [_line(sample, comma, written) for sample in samples]
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
@@ -67,11 +68,11 @@ def _united(known: Iterable[Sample], more: Iterable[Sample]) -> list[Sample]:
     return list(by_place.values())
 
 
-def _line(sample: Sample, comma: str) -> str:
+def _line(sample: Sample, comma: str, written: Callable[[float], str]) -> str:
     if not sample.labels:
-        return f"{sample.name} {format_value(sample.value)}"
+        return f"{sample.name} {written(sample.value)}"
     labels = ",".join(f'{name}="{_escaped_value(value)}"' for name, value in sample.labels)
-    return f"{sample.name}{{{labels}{comma}}} {format_value(sample.value)}"
+    return f"{sample.name}{{{labels}{comma}}} {written(sample.value)}"
 
 
 def _escaped(text: str) -> str:

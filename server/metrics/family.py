@@ -29,13 +29,15 @@ class Sample(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Samples that belong together. `torchserve`: one of TorchServe's, written as TorchServe writes it."""
+    """Samples that belong together. `torchserve`: one of TorchServe's, written as TorchServe writes it. `whole`: one of Triton's, whose
+    whole numbers have no decimals."""
 
     name: str
     kind: Kind
     help: str
     samples: Sequence[Sample]
     torchserve: bool = False
+    whole: bool = False
 
 
 class Collector(Protocol):
@@ -81,3 +83,8 @@ def format_value(value: float) -> str:
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
     return repr(float(value))
+
+
+def format_whole(value: float) -> str:
+    """The same, and whole numbers as such: Triton's counters are integers."""
+    return str(int(value)) if float(value).is_integer() else format_value(value)

@@ -11,6 +11,7 @@ from ringserve.server.metrics.meter import Responses
 from ringserve.server.metrics.pages import CounterPages
 from ringserve.server.metrics.scrape import Scrape
 from ringserve.server.metrics.serving import ServingMetrics
+from ringserve.server.metrics.triton_names import TritonMetrics
 from ringserve.server.settings import Settings
 from ringserve.shm.shm_errors import OutOfSharedMemory
 
@@ -35,6 +36,10 @@ class Metrics:
             server_version=package_version("ringserve"),
         )
         self.scrape.collectors.append(serving)
+        if management.settings.nv_metrics:
+            triton = TritonMetrics(self.pages, management.versions, management.versions.devices)
+            self.scrape.collectors.append(triton)
+            self.scrape.refreshers.append(triton.refresh)
         self.scrape.refreshers.append(fleet.count)
 
 

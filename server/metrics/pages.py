@@ -1,11 +1,14 @@
 """All counters of a server: the pages in which its front ends count, and what versions that are gone have left behind. No counter
 ever falls: not when a version is replaced, or goes and comes again, and not when a front end dies."""
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ringserve.server.control import Message, ShareCounters, VersionRoute
+from ringserve.server.control import ShareCounters, VersionRoute
+from ringserve.server.messages import Message
 from ringserve.server.metrics.counts import HTTP_COUNTS, VERSION_COUNTS, CounterPage, Counts, add_up
 from ringserve.shm.shm_errors import OutOfSharedMemory
 
@@ -28,6 +31,7 @@ class CounterPages:
         self._http = CounterPage(front_ends, HTTP_COUNTS)
         self._pages: dict[int, _Page] = {}
         self._retired: dict[Label, Counts] = {}
+        self._added_up: dict[Label, Counts] | None = None  # as long as nothing else happens
 
     def share(
         self,
@@ -80,8 +84,25 @@ class CounterPages:
     def http(self) -> Counts:
         return add_up(self._http.parts(), HTTP_COUNTS)
 
+    def of(self, key: int) -> Counts | None:
+        """Of one version since it is there; None where it goes uncounted, or is gone."""
+        found = self._pages.get(key)
+        return None if found is None else add_up(found.page.parts(), VERSION_COUNTS)
+
     def versions(self) -> dict[Label, Counts]:
-        """By model and version, whatever has had that name."""
+        """By model and version, whatever has had that name. Asked again before anything else happens, as at a scrape, it says the same."""
+        if self._added_up is not None:
+            return dict(self._added_up)
+        added_up = self._add_up()
+        with contextlib.suppress(RuntimeError):  # there is no loop, as in a test
+            asyncio.get_running_loop().call_soon(self._forget_sums)
+            self._added_up = added_up
+        return dict(added_up)
+
+    def _forget_sums(self) -> None:
+        self._added_up = None
+
+    def _add_up(self) -> dict[Label, Counts]:
         parts: dict[Label, list[Counts]] = {label: [counts] for label, counts in self._retired.items()}
         for label, page in self._pages.values():
             parts.setdefault(label, []).extend(page.parts())

@@ -27,6 +27,11 @@ class Passage:
         self._complete_s, self._pending = monotonic(), pending
         return pending
 
+    @property
+    def entered(self) -> bool:
+        """Whether it waits, or has waited, for an answer."""
+        return self._pending is not None
+
     def end(self, written_s: float, reason: str = "") -> None:
         """Its answer is written, which is a refusal when there is a reason."""
         meter, self._meter = self._meter, None
@@ -39,4 +44,4 @@ class Passage:
         """Nobody has its whole answer."""
         meter, self._meter = self._meter, None
         if meter is not None:
-            meter.failed(reason, named=self._named)
+            meter.failed(reason, named=self._named, took_s=monotonic() - self.arrived_s)

@@ -28,19 +28,19 @@ class Machine:
     """The one that this process runs on. How busy its processors were, is since it was last measured."""
 
     def __init__(self) -> None:
-        self._busy_s, self._total_s = _processor_time()
+        self._busy_s, self._total_s = processor_time()
 
     def measure(self) -> Measured:
         """Unit and value by name. In any thread, one at a time."""
         # Not psutil.cpu_percent, which remembers the last time of each thread.
-        busy_s, total_s = _processor_time()
+        busy_s, total_s = processor_time()
         passed_s = total_s - self._total_s
         percent = 100 * (busy_s - self._busy_s) / passed_s if passed_s > 0 else 0.0
         self._busy_s, self._total_s = busy_s, total_s
         return {"CPUUtilization": ("Percent", round(min(max(percent, 0.0), 100.0), 1)), **_memory_and_disk()}
 
 
-def _processor_time() -> tuple[float, float]:
+def processor_time() -> tuple[float, float]:
     """Of all processors since the machine started: busy, and altogether."""
     times = psutil.cpu_times()
     # What virtual machines are given is counted twice, as user's time and as guests'.

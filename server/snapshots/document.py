@@ -43,7 +43,7 @@ class VersionRecord:
     """One version of one model; None where nothing was said, so that the archive and the defaults decide.
 
     From `ours` on it is what TorchServe does not write. `dropped`: the repository brought it, and only what is `kept` (settings a
-    snapshot brought) or `scaled` adds to what its file says. `named`: load_models did. `lost`: it could not be restored the last
+    snapshot brought) or `scaled` adds to what its file says. `by_name`: it was loaded by its name, and is again. `named`: load_models did. `lost`: it could not be restored the last
     time."""
 
     model: str
@@ -63,6 +63,7 @@ class VersionRecord:
     queue_timeout_s: int | None = None
     remote: bool = False
     dropped: bool = False
+    by_name: bool = False
     scaled: bool = False
     kept: bool = False
     named: bool = False
@@ -221,6 +222,7 @@ def _record(model: str, version: str, raw: Any) -> VersionRecord:
         queue_timeout_s=_number(ours, "queueTimeout", 0, INT_MAX),
         remote=_flag(ours, "remote"),
         dropped=_flag(ours, "dropped"),
+        by_name=_flag(ours, "byName"),
         scaled=_flag(ours, "scaled"),
         kept=_flag(ours, "kept"),
         named=_flag(ours, "named"),
@@ -321,6 +323,7 @@ def _rendered(record: VersionRecord) -> dict[str, Any]:
         "queueTimeout": record.queue_timeout_s,
         "remote": record.remote,
         "dropped": record.dropped,
+        "byName": record.by_name,
         "scaled": record.scaled,
         "kept": record.kept,
         "named": record.named,

@@ -124,7 +124,7 @@ def _essence(state: State) -> tuple[dict[tuple[str, str], VersionRecord], Mappin
     """What a restart has to be told: not what the repository says by itself, nor where workers happen to be."""
     told = {}
     for each in state.records:
-        if not each.dropped or each.scaled or each.kept or each.pinned or each.lost:
+        if not each.dropped or each.by_name or each.scaled or each.kept or each.pinned or each.lost:
             default = each.default and (each.pinned or not each.dropped)
             told[each.model, each.version] = replace(each, devices=(), default=default)
     return told, state.unregistered

@@ -90,6 +90,7 @@ def _record(registry: Registry, version: ModelVersion, numbers: Numbers | None) 
         queue_timeout_s=options.queue_timeout_s,
         remote=fetched is not None and fetched.remote,
         dropped=version.dropped,
+        by_name=version.by_name,
         scaled=scaled,
         kept=version.kept,
         named=options.loaded_at_startup and not version.dropped,

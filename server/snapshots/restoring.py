@@ -112,6 +112,7 @@ class Restoring:
         self._watched = watched
         self._count = 0
         self._later: list[VersionRecord] = []
+        self.by_name: set[str] = set()  # models that were loaded by their names
 
     async def before(self) -> None:
         for problem in self._state.problems:
@@ -120,6 +121,8 @@ class Restoring:
         for record in self._state.records:
             if self._left_to_folder(record):
                 self._target.remembered[record.model, record.version] = record
+            elif record.by_name:
+                self.by_name.add(record.model)
             elif self._watched and record.mar_name in shared:
                 self._later.append(record)  # the folder had the file first, under another name
             else:

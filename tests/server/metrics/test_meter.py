@@ -30,8 +30,14 @@ from ringserve.server.metrics.meter import (
     Responses,
     usual_record,
 )
+from ringserve.shm.ring import Completion
 
 MS = 1_000_000
+
+
+def done(began_ns: int, ended_ns: int, items: int, taken_ns: int = 0, executions: int = 1) -> Completion:
+    """What a worker says of a batch that it has executed."""
+    return Completion(0, 0, items, 0, 0, 0, executions, items, taken_ns, began_ns, ended_ns)
 
 
 class Bench:
@@ -48,7 +54,7 @@ class Bench:
 
     def batch(self, rows: int) -> BatchTimes:
         """One of which only the size matters."""
-        return self.meter.batch(1.0, 1_000_000_000, 1_000_000_000, 1_000_000_000, rows)
+        return self.meter.batch(1.0, done(1_000_000_000, 1_000_000_000, rows), 1_000_000_000, rows)
 
 
 def record(times: BatchTimes, arrived_s: float, written_s: float) -> None:
@@ -99,7 +105,7 @@ def test_folding_at_any_time_is_counting_one_by_one(given_batches: list) -> None
     sent_ns = 400_000_000_000  # every request may have come before, and seconds hold nanoseconds
     for form_ns, execute_ns, rows, fold_now in given_batches:
         began_ns, ended_ns = sent_ns + form_ns, sent_ns + form_ns + execute_ns
-        times = bench.meter.batch(sent_ns / 1e9, began_ns, ended_ns, ended_ns, len(rows))
+        times = bench.meter.batch(sent_ns / 1e9, done(began_ns, ended_ns, len(rows)), ended_ns, len(rows))
         for receive_ns, queue_ns, respond_ns, how in rows:
             complete_ns, written_ns = sent_ns - queue_ns, ended_ns + respond_ns
             arrived_ns = complete_ns - (receive_ns if how in ("single", "named") else 0)
@@ -118,7 +124,7 @@ def test_folding_at_any_time_is_counting_one_by_one(given_batches: list) -> None
                     record(times, *stamps_s)
             else:
                 named += how == "named"
-                bench.meter.single(times, arrived_ns / 1e9, complete_ns / 1e9, written_ns / 1e9, named=how == "named")
+                bench.meter.ended(times, arrived_ns / 1e9, complete_ns / 1e9, written_ns / 1e9, named=how == "named")
         if fold_now:
             bench.meter.fold()
         sent_ns += MS
@@ -156,7 +162,7 @@ def test_batches_whose_requests_all_go_another_way_are_counted_too() -> None:
 def test_what_a_worker_says_of_its_clock_cannot_spoil_the_sums() -> None:
     for began_ns, ended_ns in ((0, 1), (2**63, 2**63), (3_000_000_000, 2_000_000_000), (1, 2**64 - 1)):
         bench = Bench()
-        record(bench.meter.batch(2.0, began_ns, ended_ns, 4_000_000_000, 1), 1.0, 5.0)
+        record(bench.meter.batch(2.0, done(began_ns, ended_ns, 1), 4_000_000_000, 1), 1.0, 5.0)
         bench.meter.fold()
         assert bench.part["phase_ns"][TOTAL] == 4_000_000_000
         assert bench.part["phase_ns"][:TOTAL].sum() == 4_000_000_000
@@ -197,7 +203,7 @@ def test_who_folds_hears_of_the_first_news_and_much_of_it_folds_itself() -> None
 def test_the_last_queue_time_is_that_of_the_last_request() -> None:
     bench = Bench()
     for queue_s in (0.5, 0.25):
-        record(bench.meter.batch(2.0, 3_000_000_000, 4_000_000_000, 5_000_000_000, 1), 2.0 - queue_s, 6.0)
+        record(bench.meter.batch(2.0, done(3_000_000_000, 4_000_000_000, 1), 5_000_000_000, 1), 2.0 - queue_s, 6.0)
     bench.meter.fold()
     assert bench.part["last_queue_ns"] == 250 * MS
     assert bench.part["last_overhead_ns"] == 2000 * MS  # three seconds away from the front end, one of them executed

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from ringserve.server.control import Message, ShareCounters, VersionRoute
+from ringserve.server.control import ShareCounters, VersionRoute
+from ringserve.server.messages import Message
 from ringserve.server.metrics.counts import HTTP_COUNTS, VERSION_COUNTS, Counts, attach_counts
 from ringserve.server.metrics.pages import CounterPages
 

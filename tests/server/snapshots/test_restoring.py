@@ -152,6 +152,19 @@ def test_of_what_was_dropped_the_folder_decides() -> None:
     assert target.remembered == {}
 
 
+def test_what_was_loaded_by_its_name_is_to_be_loaded_again_unless_the_folder_is_watched() -> None:
+    named = (replace(V1, dropped=True, by_name=True), replace(V2, dropped=True, by_name=True))
+    target = Target()
+    restoring = Restoring(target, State(named), watched=False)
+    asyncio.run(restoring.before())
+    asyncio.run(restoring.after())
+    assert restoring.by_name == {"m"}
+    assert (target.reinstated, target.lost.report()) == ([], [])
+    watching = Restoring(Target(), State(named), watched=True)
+    asyncio.run(watching.before())
+    assert watching.by_name == set()
+
+
 def test_what_the_api_registered_comes_back_beside_what_the_folder_holds() -> None:
     target = Target()
     restore(

@@ -1,0 +1,1 @@
+"""What the supervisor answers of the Open Inference Protocol: statistics, the repository, trace and log settings."""
