@@ -25,6 +25,7 @@ from ringserve.server.openapi_schemas import (
     text,
     whole,
 )
+from ringserve.server.openapi_v2 import open_inference_paths
 
 _REST = parameter("path", "url_path", text("Handed to the handler as the header `url_path`.", minLength=1))
 _NAME = parameter(
@@ -55,6 +56,8 @@ def inference_paths() -> Json:
             ),
             "options": operation(f"{name}Description", "The document of a model.", parameters, document),
         }
+    for path, operations in open_inference_paths(_TIMEOUT).items():
+        paths[path] = {**paths.get(path, {}), **operations}
     workflow = parameter("path", "workflow_name", text("A workflow.", minLength=1))
     said = "Workflows are not supported: none is found."
     paths["/wfpredict/{workflow_name}"] = {
@@ -104,6 +107,8 @@ def _routes() -> Iterator[_Route]:
         yield f"/v1/models/{{model_name}}:{way}", f"v1_{way}", [MODEL], said
         verb = "infer" if way == "predict" else way
         yield f"/v2/models/{{model_name}}/{verb}", f"v2_{verb}", [MODEL], said
+    said = "KServe's predict, of one version."
+    yield "/v2/models/{model_name}/versions/{model_version}/infer", "v2_version_infer", [MODEL, VERSION], said
     yield "/invocations", "invocations", [_NAME], f"SageMaker's invocation. {_QUERY}"
     yield "/models/{model_name}/invoke", "invoke", [MODEL], f"SageMaker's invocation of one of several models. {_QUERY}"
     said = f"TorchServe's oldest route. {_QUERY}"

@@ -158,6 +158,7 @@ def components() -> Json:
                     "message": text("What is wrong, for people."),
                 },
             ),
+            "V2Error": record("A refusal of the Open Inference Protocol.", {"error": text("What is wrong.")}),
             "Status": record("What was done.", {"status": text("A sentence.")}),
             "Ping": record("TorchServe's health.", {"status": text("In a word.", enum=["Healthy", "Unhealthy"])}),
             "Probe": _probe(),

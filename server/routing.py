@@ -10,7 +10,9 @@ from ringserve.server.control import ModelRoute, Routes, VersionRoute
 from ringserve.server.dispatch import Dispatcher
 from ringserve.server.health import Health
 from ringserve.server.limits import Limits
+from ringserve.server.scheduling.dispatcher import ScheduledDispatcher
 from ringserve.server.sequences.dispatcher import SequenceDispatcher
+from ringserve.server.sequences.tensor_dispatcher import TensorSequenceDispatcher
 from ringserve.server.tickets import TicketDispatcher
 
 # KServe's verbs in a path, and what handlers see of them. Nobody changes these: requests share them.
@@ -19,7 +21,7 @@ KSERVE = {"predict": {"explain": "False"}, "explain": {"explain": "True"}}
 
 class Target(NamedTuple):
     """Whom a request is for, and what its address adds to it: `headers` for a handler, `query` as inputs beside its body. `named`:
-    the path names the version, as errors and metrics then do."""
+    the path names the version, as errors and metrics then do. `tensors`: it is the Open Inference Protocol's."""
 
     dispatcher: Dispatcher
     model: str
@@ -28,6 +30,7 @@ class Target(NamedTuple):
     headers: Mapping[str, str] = HANDLER_HEADERS
     explains: bool = False
     query: Sequence[FormPart] = ()
+    tensors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class RouteTable:
     models: dict[str, ModelTargets] = field(default_factory=dict)
     dispatchers: dict[int, Dispatcher] = field(default_factory=dict)
     routes: dict[str, ModelRoute] = field(default_factory=dict)
+    not_loaded: tuple[str, ...] = ()
 
     def apply(self, routes: Routes, on_new: Callable[[int, Dispatcher], None]) -> None:
         """Make the table say what `routes` says; `on_new` is told of every version seen for the first time."""
@@ -66,6 +70,7 @@ class RouteTable:
         self.healthy, self.started = routes.healthy, routes.started
         self.draining = self.draining or routes.draining
         self.models, self.paths, self.routes = models, paths, routes.models
+        self.not_loaded = routes.not_loaded
 
     @property
     def health(self) -> Health:
@@ -81,6 +86,8 @@ class RouteTable:
         if dispatcher is None:
             dispatcher = self.dispatchers[route.key] = _dispatcher(route, self.front_ends)
             on_new(route.key, dispatcher)
+        elif isinstance(dispatcher, ScheduledDispatcher) and route.scheduling is not None:
+            dispatcher.reschedule(route.scheduling, route.batch_size)
         dispatcher.set_serviceable(route.serviceable, route.probe_at_ns)
         return dispatcher
 
@@ -96,6 +103,10 @@ def _paths(name: str, model: ModelTargets) -> Iterator[tuple[str, Target]]:
         yield f"/{verb}/{name}", usual._replace(headers=headers, explains=explains)
     for verb, headers in KSERVE.items():
         yield f"/v1/models/{name}:{verb}", usual._replace(headers=headers, explains=verb == "explain")
+    yield f"/v2/models/{name}/infer", usual._replace(headers=KSERVE["predict"], tensors=True)
+    for version, dispatcher in model.versions.items():
+        target = Target(dispatcher, name, version, True, KSERVE["predict"], tensors=True)
+        yield f"/v2/models/{name}/versions/{version}/infer", target
 
 
 def _dispatcher(route: VersionRoute, front_ends: int) -> Dispatcher:
@@ -104,6 +115,11 @@ def _dispatcher(route: VersionRoute, front_ends: int) -> Dispatcher:
         route.queue_size, route.queue_timeout_ms, route.request_timeout_ms, route.response_timeout_s, front_ends
     )
     label = f'Model "{route.model}" version {route.version}'
-    if route.sequences is not None:
-        return SequenceDispatcher(route.key, label, policy, limits, route.sequences)
+    rules, scheduling = route.sequences, route.scheduling
+    if rules is not None and scheduling is not None and (wanted := scheduling.sequences) is not None:
+        return TensorSequenceDispatcher(route.key, label, route.model, policy, limits, rules, wanted)
+    if scheduling is not None and not scheduling.ordinary:
+        return ScheduledDispatcher(label, policy, limits, scheduling)
+    if rules is not None:
+        return SequenceDispatcher(route.key, label, policy, limits, rules)
     return (TicketDispatcher if route.tickets else Dispatcher)(label, policy, limits)

@@ -3,7 +3,7 @@ connection closed from status 400 on)."""
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 
 import orjson
@@ -103,6 +103,22 @@ def answer_buffers(answer: Answer, rid: str, *, keep_alive: bool, head_only: boo
     if head_only:
         return (head,)
     return (head + body,) if len(body) < JOINED_BYTES_MAX else (head, body)
+
+
+def tensor_buffers(
+    parts: Sequence[bytes | bytearray | memoryview], nbytes: int, json_bytes: int, rid: str, *, keep_alive: bool
+) -> tuple[bytes | bytearray | memoryview, ...]:
+    """A response of status 200 of the Open Inference Protocol, whose body has so many bytes. With `json_bytes` >= 0 the JSON part is as
+    long, and raw bytes follow it."""
+    connection = b"keep-alive" if keep_alive else b"close"
+    if json_bytes < 0:
+        start, length = _PLAIN_STARTS["application/json"], b""
+    else:
+        start = _PLAIN_STARTS["application/octet-stream"]
+        length = b"inference-header-content-length: %d\r\n" % json_bytes
+    end = b"%bx-request-id: %b\r\ncontent-length: %d\r\nconnection: %b\r\n\r\n"
+    head = start + end % (length, rid.encode("ascii"), nbytes, connection)
+    return (b"".join((head, *parts)),) if nbytes < JOINED_BYTES_MAX else (head, *parts)
 
 
 def streamed_head(answer: Answer, rid: str, *, keep_alive: bool, chunked: bool) -> bytes:

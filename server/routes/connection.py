@@ -8,6 +8,7 @@ either way move is in transfer.py.
 """
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from time import monotonic, time
 
@@ -20,14 +21,17 @@ from ringserve.server.forms import is_form
 from ringserve.server.inflight import Pending
 from ringserve.server.landing import SOCKET_TO_SLAB, Landing
 from ringserve.server.metrics.meter import BatchTimes, Meter, usual_record
-from ringserve.server.routes.inference import TIMEOUT_HEADER, is_binary, timeout_ms
+from ringserve.server.replies import DIRECT_BYTES_MIN
+from ringserve.server.routes.inference import is_binary
+from ringserve.server.routes.patience import TIMEOUT_HEADER, timeout_ms
+from ringserve.server.routes.plain_call import PlainCall, answer_of, deadline_ns_of
 from ringserve.server.routes.receiving import SizedBody
 from ringserve.server.routes.transfer import BodyConnection
 from ringserve.server.routing import Target
-from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head
+from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head, tensor_buffers
 
 # What the paths of the table begin with, the most frequent first.
-STARTS = (b"POST /predictions/", b"POST /explanations/", b"POST /v1/models/")
+STARTS = (b"POST /predictions/", b"POST /v2/models/", b"POST /explanations/", b"POST /v1/models/")
 
 # A request with one of these is not plain: its body, its connection or its next bytes mean something else.
 _NOT_PLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
@@ -66,11 +70,17 @@ class _Parsed:
         self.complete = True
 
 
+def _are_plain(headers: dict[bytes, bytes]) -> bool:
+    """Whether nothing is compressed of an inference of the Open Inference Protocol, nor asked to be."""
+    return b"content-encoding" not in headers and headers.get(b"accept-encoding", b"identity") == b"identity"
+
+
 class PredictionConnection(BodyConnection):
     """The short way in front of Sanic's."""
 
     __slots__ = (
         "_arrived_s",
+        "_call",
         "_complete_s",
         "_head_began_s",
         "_keep_alive",
@@ -93,6 +103,7 @@ class PredictionConnection(BodyConnection):
         self._head_began_s = self._arrived_s = 0.0
         self._complete_s = 0.0  # when the body was, if that came later than the head
         self._target: Target
+        self._call: PlainCall  # where the target is the Open Inference Protocol's
         self._sending: Pending | None = None  # whose answer leaves bit by bit
         self._parsed = _Parsed()
         self._parser: httptools.HttpRequestParser | None = (
@@ -144,7 +155,13 @@ class PredictionConnection(BodyConnection):
             return False
         headers = dict(parsed.headers)
         content_type = headers.get(b"content-type", b"").decode("latin-1")
-        if len(headers) != len(parsed.headers) or not _NOT_PLAIN.isdisjoint(headers) or is_form(content_type):
+        if len(headers) != len(parsed.headers) or not _NOT_PLAIN.isdisjoint(headers):
+            return False
+        if found.tensors:
+            signature = found.dispatcher.signature
+            if not signature.declared or signature.decoupled or not _are_plain(headers):
+                return False
+        elif is_form(content_type):
             return False
         gate = self._inference.gate
         # Taken out: handlers get no keys. Whom this does not let in, Sanic's way refuses.
@@ -163,8 +180,25 @@ class PredictionConnection(BodyConnection):
         self._keep_alive = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         self._request_id = request_id(None if sent_id is None else sent_id.decode("latin-1"))
         self._target, self._complete_s = found, 0.0
-        self._submit(found, content_type, headers, parsed.body, length)
+        if found.tensors:
+            self._submit_tensors(found, headers, parsed.body, length)
+        else:
+            self._submit(found, content_type, headers, parsed.body, length)
         return True
+
+    def _submit_tensors(self, target: Target, headers: dict[bytes, bytes], body: bytes, length: int) -> None:
+        """The same of the Open Inference Protocol."""
+        v2, dispatcher = self._inference.v2, target.dispatcher
+        try:
+            patience_ms = timeout_ms(headers[_TIMEOUT].decode("latin-1")) if _TIMEOUT in headers else 0
+            call = self._call = v2.plain_call(target, headers, deadline_ns_of(patience_ms))
+            if length:
+                patience_ms = patience_ms or dispatcher.limits.request_timeout_ms
+                self._begin_body(dispatcher, call.land(length), body, length, patience_ms)
+            else:
+                self._await(call.submit(body))
+        except Exception as error:  # noqa: BLE001 - as in _submit
+            self._refuse(error, unread=length > 0)
 
     def _submit(self, target: Target, content_type: str, headers: dict[bytes, bytes], body: bytes, length: int) -> None:
         """With a `length`, `body` is only the beginning of it."""
@@ -228,17 +262,43 @@ class PredictionConnection(BodyConnection):
         if error is not None:
             self._refuse(error, times=pending.times)
             return
-        answer = bodiless(pending.result())
+        answer = pending.result()
+        if self._target.tensors:
+            self._answer_call(self._call, answer, pending)
+            return
+        answer = bodiless(answer)
         if answer.source is not None:
             self._begin_source(answer, pending)
             return
-        wanted = self._keep_alive and self._http is not None and self._http.keep_alive
-        self._send(answer, pending.times, keep_alive=wanted and answer.status < 400)
+        self._send(answer, pending.times, keep_alive=self._is_kept and answer.status < 400)
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether the connection may carry another request."""
+        return self._keep_alive and self._http is not None and self._http.keep_alive
+
+    def _answer_call(self, call: PlainCall, answer: Answer, pending: Pending) -> None:
+        try:
+            result, body = call.finish(answer)
+        except Exception as error:  # noqa: BLE001 - as in _submit
+            self._refuse(error, times=pending.times)
+            return
+        parts, json_bytes = body.rendered
+        if result.source is None and body.nbytes < DIRECT_BYTES_MIN:
+            kept = self._is_kept
+            buffers = tensor_buffers(parts, body.nbytes, json_bytes, self._request_id, keep_alive=kept)
+            self._leave(buffers, 200, pending.times, keep_alive=kept)
+        else:
+            self._begin_source(answer_of(result, body), pending)
 
     def _refuse(self, error: BaseException, *, unread: bool = False, times: BatchTimes | None = None) -> None:
         """`unread`: the client may still be sending the body that nobody wants."""
         refusal = self._inference.refusal(error, self._target)
-        self._send(error_answer(refusal), times, keep_alive=False, linger=unread, reason=refusal.code)
+        if not self._target.tensors:
+            self._send(error_answer(refusal), times, keep_alive=False, linger=unread, reason=refusal.code)
+        else:
+            answer, kept = self._inference.v2.error_answer(refusal), not unread and self._is_kept
+            self._send(answer, times, keep_alive=kept, linger=unread, reason=refusal.code)
 
     def _send(
         self, answer: Answer, times: BatchTimes | None, *, keep_alive: bool, linger: bool = False, reason: str = ""
@@ -250,18 +310,31 @@ class PredictionConnection(BodyConnection):
             refusal = self._inference.refusal(error, self._target)
             answer, reason = error_answer(refusal), refusal.code
             buffers = answer_buffers(answer, self._request_id, keep_alive=False, head_only=False)
+        self._leave(buffers, answer.status, times, keep_alive=keep_alive, linger=linger, reason=reason)
+
+    def _leave(
+        self,
+        buffers: Sequence[bytes | bytearray | memoryview],
+        status: int,
+        times: BatchTimes | None,
+        *,
+        keep_alive: bool,
+        linger: bool = False,
+        reason: str = "",
+    ) -> None:
+        """Send the response, and count it."""
         if not self.put(buffers):
             self._count_missed(reason or "cancelled")
             return
-        if times is not None and not (self._complete_s or self._target.named) and answer.status == 200:
+        if times is not None and not (self._complete_s or self._target.named) and status == 200:
             records = times[0]  # this is the usual request (metrics/meter.py)
             records += usual_record(times[1], self._arrived_s, self.answered_s)
         elif self._target.dispatcher.meter is not None:
-            self._count(self._target.dispatcher.meter, answer.status, times, reason)
+            self._count(self._target.dispatcher.meter, status, times, reason)
         access = self._inference.access
         if access is not None:
             took_s = self.answered_s - self._arrived_s
-            access.add(self._peer, "POST", self._path, answer.status, took_s, self._request_id)
+            access.add(self._peer, "POST", self._path, status, took_s, self._request_id)
         if linger:
             self.linger(self.close)
         else:
@@ -318,7 +391,7 @@ class PredictionConnection(BodyConnection):
             return
         if status:
             meter.responses.count(status)
-        meter.failed(reason, named=self._target.named)
+        meter.failed(reason, named=self._target.named, took_s=monotonic() - self._arrived_s)
 
     # ---- what Sanic asks of its connections
 

@@ -32,6 +32,7 @@ INFERENCE_PATHS = (
     "/models/<model:str>/invoke",
     KSERVE_READY,
     "/v2/models/<model:str>/infer",
+    "/v2/models/<model:str>/versions/<version:str>/infer",
     "/v2/models/<model:str>/explain",
     "/<model:str>/predict",
     "/<model:str>/<version:str>/predict",

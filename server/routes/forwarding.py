@@ -1,5 +1,5 @@
 """One address for several APIs (contract section 2.10): a front end has it, and passes on to the supervisor what is management's, or
-of metrics.
+of metrics, and always what only the supervisor knows of the Open Inference Protocol (open_inference/control_paths.py).
 
 The supervisor answers as on an address of its own, so nothing here knows what the requests mean.
 """
@@ -14,6 +14,7 @@ import httptools
 from ringserve.protocol.errors import ShuttingDown
 from ringserve.protocol.request import Answer
 from ringserve.server.admin_socket import short_path
+from ringserve.server.open_inference.control_paths import is_control
 
 # What the paths of each begin with, and the paths of the document of both. Probes are answered by every listener itself.
 SEGMENTS = {
@@ -68,8 +69,11 @@ class Forwarding:
         self._stopped = False
 
     def takes(self, path: str) -> bool:
-        """Whether a request for this path is to be passed on. `/models/{model}/invoke` is an inference, as in TorchServe."""
+        """Whether a request for this path is to be passed on. `/models/{model}/invoke` is an inference, as in TorchServe. What of the Open
+        Inference Protocol is about the server itself always is."""
         first, _, rest = path[1:].partition("/")
+        if first == "v2":
+            return is_control(path)
         return first in self._segments and not (first == "models" and _INVOKE.fullmatch(rest))
 
     async def answer(

@@ -12,8 +12,9 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from ringserve.protocol.errors import InvalidKey
 from ringserve.server.app import App, empty_response
 from ringserve.server.control import Keys
+from ringserve.server.open_inference.control_paths import is_control, needs_management
 from ringserve.server.security.cors import is_preflight
-from ringserve.server.security.tokens import Gate, Gates, Plane
+from ringserve.server.security.tokens import REFUSED, Gate, Gates, Plane
 
 
 class Guard:
@@ -48,12 +49,23 @@ class Guard:
         """Why the request is not let in, None when it is. `managements`: on a listener of both, whether it is passed on."""
         if self._gates is None:
             return None
+        if is_control(request.path) and self._own is Plane.INFERENCE:
+            return self.control_refusal(request.method, request.path, request.headers.getone("authorization", ""))
         sent = request.headers.getone("authorization", "").encode("utf-8", "surrogateescape")
         try:
             self._gates.check(request.path, sent, time(), managements=managements)
         except InvalidKey as error:
             return error
         return None
+
+    def control_refusal(self, method: str, path: str, authorization: str) -> InvalidKey | None:
+        """The same of a request about the server itself, however it came to the front end: what changes the server needs the key of
+        management, what asks about it that of inference."""
+        if self._gates is None:
+            return None
+        plane = Plane.MANAGEMENT if needs_management(method, path) else Plane.INFERENCE
+        sent = authorization.encode("utf-8", "surrogateescape")
+        return None if self._gates.of(plane).admits(sent, time()) else InvalidKey(REFUSED)
 
 
 class GuardedHttp(HttpProtocol):

@@ -17,7 +17,7 @@ from sanic.exceptions import SanicException
 from sanic.http import Stage
 from sanic.request import Request
 
-from ringserve.protocol.errors import BadRequest, BodyTooLarge, NotFound, NoWorker, RingServeError
+from ringserve.protocol.errors import BodyTooLarge, NotFound, NoWorker, RingServeError
 from ringserve.protocol.request import Answer, InferRequest
 from ringserve.server.app import NOT_FOUND, App, SizedRequest, empty_response, json_response, make_app, translate
 from ringserve.server.control import Keys
@@ -36,11 +36,14 @@ from ringserve.server.landing import (
 from ringserve.server.logs.access import AccessLog
 from ringserve.server.metrics.meter import Responses
 from ringserve.server.metrics.passage import Passage
+from ringserve.server.open_inference.service import OpenInference
 from ringserve.server.openapi import model_inference_document
 from ringserve.server.routes.documents import add_inference
 from ringserve.server.routes.forwarding import Forwarding
 from ringserve.server.routes.guard import Guard, send
 from ringserve.server.routes.health import add_health
+from ringserve.server.routes.open_inference import OpenInferenceRoutes
+from ringserve.server.routes.patience import asked_timeout_ms
 from ringserve.server.routes.receiving import ChunkedBody, SizedBody
 from ringserve.server.routes.targets import (
     Asked,
@@ -55,10 +58,6 @@ from ringserve.server.routes.transfer import HTTP_CONTINUE
 from ringserve.server.routing import RouteTable, Target
 from ringserve.server.security.tokens import Gate
 from ringserve.server.wire import answer_buffers, bodiless, error_answer, request_id, streamed_head
-
-# How long a client waits for its answer, in milliseconds.
-TIMEOUT_HEADER = "x-request-timeout-ms"
-TIMEOUT_MS_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,7 @@ class Inference:
         self.on_connections: Callable[[], None] | None = None  # called when one has ended
         self.forwarding: Forwarding | None = None  # where management has the same address
         self.access: AccessLog | None = None  # told of every request that is answered
+        self.v2 = OpenInferenceRoutes(OpenInference(table), self, request_bytes_max)
         self.gate: Gate | None = None  # for predictions; None where everybody is let in
         self._guard: Guard | None = None  # None where it has nothing to do
         self._request_bytes_max = request_bytes_max
@@ -119,6 +119,8 @@ class Inference:
         try:
             if self._guard is not None and await self._stopped_by(self._guard, request):
                 pass
+            elif (v2 := self.v2.asked(request)) is not None and not self._passes_on(request):
+                await self.v2.serve(request, v2, arrived_s)
             elif (asked := self._asked(request)) is None:
                 await self._serve_other(request)
             else:
@@ -129,9 +131,12 @@ class Inference:
 
     def _asked(self, request: SizedRequest) -> Target | Asked | None:
         """What an inference is asked of; None for anything else."""
-        if request.method == "OPTIONS" or (self.forwarding is not None and self.forwarding.takes(request.path)):
+        if request.method == "OPTIONS" or self._passes_on(request):
             return None
         return self.table.paths.get(request.path) or asked_for(request.path)
+
+    def _passes_on(self, request: SizedRequest) -> bool:
+        return self.forwarding is not None and self.forwarding.takes(request.path)
 
     async def _located(self, request: SizedRequest, asked: Asked) -> Target:
         """Raises what `find` raises, and what reading a form for the name of a model raises."""
@@ -146,7 +151,7 @@ class Inference:
         content_type = request.headers.getone("content-type", "")
         if not is_form(content_type):
             return ""
-        request.body = bytes(await self._whole_body(request, asked_timeout_ms(request)))
+        request.body = bytes(await self.whole_body(request, asked_timeout_ms(request)))
         return name_in(parse_form(content_type, request.body))
 
     async def _infer(self, request: SizedRequest, asked: Target | Asked, passage: Passage) -> None:
@@ -171,13 +176,7 @@ class Inference:
                 wanted = dispatcher.limits.stamped(wanted, passage.arrived_s)
             answer = bodiless(await self._submitted(request, dispatcher, wanted, passage))
             keep_alive = stream.keep_alive and answer.status < 400
-            if answer.source is not None:
-                complete = await self._send_source(request, answer, rid, keep_alive=keep_alive)
-                keep_alive = keep_alive and complete and (answer.source.length is not None or request.version == "1.1")
-            else:
-                buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
-                await _when_writable(connection)
-                complete = self._put(connection, buffers, answer.status)
+            complete, keep_alive = await self.send_answer(request, answer, rid, keep_alive=keep_alive)
             if complete:
                 passage.end(connection.answered_s)
             else:
@@ -185,13 +184,26 @@ class Inference:
                 passage.miss("cancelled" if answer.source is None else "broken_off")
         except (RingServeError, SanicException) as error:
             keep_alive = False
-            await self._refuse(request, error, rid, passage, target)
+            await self.refuse(request, error, rid, passage, target)
         except BaseException:
             passage.miss("cancelled")
             raise
         stream.keep_alive = keep_alive
         stream.response_func = None
         stream.stage = Stage.IDLE
+
+    async def send_answer(
+        self, request: SizedRequest, answer: Answer, rid: str, *, keep_alive: bool
+    ) -> tuple[bool, bool]:
+        """Send it. Returns whether that is complete, and whether the connection may carry another request."""
+        stream: Any = request.stream
+        if answer.source is not None:
+            complete = await self._send_source(request, answer, rid, keep_alive=keep_alive)
+            framed = answer.source.length is not None or request.version == "1.1"
+            return complete, keep_alive and complete and framed
+        buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
+        await _when_writable(stream.protocol)
+        return self._put(stream.protocol, buffers, answer.status), keep_alive
 
     def _put(self, connection: Any, buffers: Sequence[bytes | memoryview], status: int) -> bool:
         """Send a response, or the head of one, and count it; false when the client is gone."""
@@ -222,20 +234,20 @@ class Inference:
         if guard.answers(request):
             await send(request, empty_response(request))
             return True
-        managements = self.forwarding is not None and self.forwarding.takes(request.path)
+        managements = self._passes_on(request)
         error = guard.refusal(request, managements=managements)
         if error is None:
             if self.gate is not None and not managements:
                 request.headers.popall("authorization", None)  # it has done its work: handlers get no keys
             return False
         stream: Any = request.stream
-        await self._refuse(request, error, request_id(request.headers.getone("x-request-id", None)))
+        await self.refuse(request, error, request_id(request.headers.getone("x-request-id", None)))
         stream.keep_alive, stream.response_func, stream.stage = False, None, Stage.IDLE
         return True
 
     async def _serve_other(self, request: SizedRequest) -> None:
         """The other routes look at no body. One that comes is read and thrown away, under the rules for bodies."""
-        if self.forwarding is not None and self.forwarding.takes(request.path):
+        if self.forwarding is not None and self._passes_on(request):
             await self._forward(request, self.forwarding)
             return
         stream: Any = request.stream
@@ -250,7 +262,7 @@ class Inference:
                     raise BodyTooLarge(too_large_text(self._request_bytes_max))
                 await self._receive(stream, NoLanding(), length, 0)
             except (RingServeError, SanicException) as error:
-                await self._refuse(request, error, request_id(request.headers.getone("x-request-id", None)))
+                await self.refuse(request, error, request_id(request.headers.getone("x-request-id", None)))
                 stream.keep_alive, stream.response_func, stream.stage = False, None, Stage.IDLE
                 return
         await self.app.handle_request(request)
@@ -261,7 +273,7 @@ class Inference:
         rid = request.request_id = request_id(request.headers.getone("x-request-id", None))
         keep_alive = False
         try:
-            body = await self._whole_body(request)
+            body = await self.whole_body(request)
             answer = await forwarding.answer(request.method, request.raw_url, request.headers.items(), rid, body)
             keep_alive = stream.keep_alive and answer.status < 400
             buffers = answer_buffers(answer, rid, keep_alive=keep_alive, head_only=stream.head_only)
@@ -269,10 +281,10 @@ class Inference:
             stream.protocol.status = answer.status
             keep_alive = stream.protocol.put(buffers) and keep_alive  # the supervisor has counted it
         except (RingServeError, SanicException) as error:
-            await self._refuse(request, error, rid)
+            await self.refuse(request, error, rid)
         stream.keep_alive, stream.response_func, stream.stage = keep_alive, None, Stage.IDLE
 
-    async def _whole_body(self, request: SizedRequest, patience_ms: int = 0) -> bytes | bytearray | memoryview:
+    async def whole_body(self, request: SizedRequest, patience_ms: int = 0) -> bytes | bytearray | memoryview:
         """Of a request that is no prediction, or not yet, and bounded like one. Raises `BodyTooLarge`, and `DeadlineExceeded` where
         the client's patience (0: without end) is over."""
         stream: Any = request.stream
@@ -288,13 +300,14 @@ class Inference:
         await self._receive(stream, landing, length, patience_ms)
         return landing.body
 
-    async def _refuse(
+    async def refuse(
         self,
         request: SizedRequest,
         error: BaseException,
         rid: str,
         passage: Passage | None = None,
         target: Target | None = None,
+        render: Callable[[RingServeError], Answer] = error_answer,
     ) -> None:
         """The last answer of a connection."""
         request.request_id = rid
@@ -305,7 +318,7 @@ class Inference:
         stream.expecting_continue, stream.request_body = False, None
         await _when_writable(connection)
         refusal = self.refusal(error, target)
-        answer = error_answer(refusal)
+        answer = render(refusal)
         buffers = answer_buffers(answer, rid, keep_alive=False, head_only=stream.head_only)
         self._put(connection, buffers, answer.status)
         if passage is not None:
@@ -336,7 +349,9 @@ class Inference:
         landing: Landing
         if is_multipart(wanted.content_type):
             dispatcher.refuse()
-            landing = FormLanding(limit, dispatcher.limits.stamped(wanted), dispatcher.submit, typed=dispatcher.typed)
+            landing = FormLanding(
+                limit, dispatcher.limits.stamped(wanted), dispatcher.submit, typed=dispatcher.signature.declared
+            )
         elif form:
             dispatcher.refuse()
             wanted = dispatcher.limits.stamped(wanted)
@@ -362,7 +377,7 @@ class Inference:
     ) -> Pending:
         parts = None
         if form:
-            parts, body = parse_form(wanted.content_type, bytes(body), typed=dispatcher.typed), b""
+            parts, body = parse_form(wanted.content_type, bytes(body), typed=dispatcher.signature.declared), b""
         return dispatcher.submit(wanted._replace(body=body, parts=parts))
 
     async def _receive(self, stream: Any, landing: Landing, length: int, patience_ms: int) -> None:
@@ -454,21 +469,6 @@ class Inference:
 async def _when_writable(connection: Any) -> None:
     if not connection._can_write.is_set():
         await connection._can_write.wait()
-
-
-def asked_timeout_ms(request: SizedRequest) -> int:
-    """How long the client says that it waits, 0 where it does not say. Raises `BadRequest`."""
-    headers = request.headers
-    return timeout_ms(headers.getone(TIMEOUT_HEADER)) if TIMEOUT_HEADER in headers else 0
-
-
-def timeout_ms(text: str) -> int:
-    """The client's patience. Raises `BadRequest`."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) <= TIMEOUT_MS_MAX):
-        raise BadRequest(
-            f"Header {TIMEOUT_HEADER}: expected a whole number from 1 to {TIMEOUT_MS_MAX}, got {text[:64]!r}."
-        )
-    return int(text)
 
 
 def is_binary(accept: bytes | None) -> bool:

@@ -105,7 +105,7 @@ class ManagementRoutes:
         guard = Guard(Plane.MANAGEMENT, tokens=keyring is not None, cors=cors, metrics=metrics)
         self.guard = self.app.ctx.guard = guard
         if keyring is not None:
-            add_token(self.app, keyring, self._check_open, self._to_its_end)
+            add_token(self.app, keyring, self._check_open, self.to_its_end)
         self.app.add_route(self._register, "/models", methods=["POST"], unquote=True)
         self.app.add_route(self._list, "/models", methods=["GET"], unquote=True)
         self.app.add_route(self._status, "/status", methods=["GET"])
@@ -137,7 +137,7 @@ class ManagementRoutes:
         while self._changes:
             await asyncio.wait(self._changes)
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+    async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """A client that hangs up does not undo what it asked for; then the log is told how it ended. Raises `ShuttingDown` when nothing
         may be changed."""
         if self._closed:
@@ -171,7 +171,7 @@ class ManagementRoutes:
             queue_timeout_s=parameters.integer("queue_timeout"),
             s3_sse_kms=parameters.flag("s3_sse_kms", False),
         )
-        status = await self._to_its_end(self._management.register(wanted))
+        status = await self.to_its_end(self._management.register(wanted))
         return json_response({"status": status}, _status_code(status), request)
 
     async def _list(self, request: Request) -> HTTPResponse:
@@ -197,15 +197,15 @@ class ManagementRoutes:
             parameters.integer("max_worker"),
             synchronous=parameters.flag("synchronous", False),
         )
-        status = await self._to_its_end(work)
+        status = await self.to_its_end(work)
         return json_response({"status": status}, _status_code(status), request)
 
     async def _unregister(self, request: Request, model: str, version: str | None = None) -> HTTPResponse:
-        status = await self._to_its_end(self._management.unregister(model, version))
+        status = await self.to_its_end(self._management.unregister(model, version))
         return json_response({"status": status}, 200, request)
 
     async def _set_default(self, request: Request, model: str, version: str) -> HTTPResponse:
-        status = await self._to_its_end(self._management.set_default(model, version))
+        status = await self.to_its_end(self._management.set_default(model, version))
         return json_response({"status": status}, 200, request)
 
     # Workflows: TorchServe's last release took them, its successor refuses them for good (contract section 16). What clients ask

@@ -53,6 +53,8 @@ def asked_for(path: str) -> Asked | None:
             return Asked(model, None, KSERVE[verb], verb == "explain") if colon and verb in KSERVE else None
         case ["v2", "models", model, "infer"]:
             return Asked(model, None, KSERVE["predict"])
+        case ["v2", "models", model, "versions", version, "infer"]:
+            return Asked(model, version, KSERVE["predict"])
         case ["v2", "models", model, "explain"]:
             return Asked(model, None, KSERVE["explain"], explains=True)
         case ["invocations"]:

@@ -159,7 +159,7 @@ class BodyConnection(HttpProtocol):
 
     # ---- what leaves
 
-    def put(self, buffers: Sequence[bytes | memoryview]) -> bool:
+    def put(self, buffers: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Send a response of either way; false when the client is gone."""
         transport = self.transport
         if transport is None or transport.is_closing():

@@ -92,6 +92,13 @@ BY_REASON: dict[str, dict[str, int | list[int]]] = {
     f"{OURS}: readiness is asked here as well, by GET": {
         "routes: POST /v1/models/echo": 405,
     },
+    f"{OURS}: models that nobody has, and paths, are refused in the words of the Open Inference Protocol": {
+        "routes: POST /v2/models/none/infer": 404,
+        "routes: POST /v2/models/echo/train": 404,
+    },
+    f"{OURS}: the version of an inference can be said": {
+        "routes: POST /v2/models/echo/versions/2.0/infer": 200,
+    },
     f"{OURS}: more handlers can be loaded": {
         f"fails: management POST /models?url=other-name.mar&{_WITH_WORKER}": 200,
         f"fails: management POST /models?url=bare.mar&{_WITH_WORKER}": 200,
