@@ -11,11 +11,9 @@ Several front ends count what waits for a version together, in a page of its own
 import asyncio
 import itertools
 import logging
-import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -35,7 +33,6 @@ from ringserve.server.control import (
     Detached,
     DetachWorker,
     Drain,
-    FrontEndMessage,
     FrontEndReady,
     Keys,
     LaneClosed,
@@ -43,26 +40,26 @@ from ringserve.server.control import (
     Load,
     OpenLane,
     Queues,
-    Routes,
-    SequenceSaid,
     SequencesSaid,
     SequencesTold,
     ServeHttp,
     ShareQueue,
-    UseCertificate,
     WorkerGone,
     WorkerStuck,
 )
+from ringserve.server.front_end_slot import FleetHooks, FrontEndSlot
+from ringserve.server.front_end_start import FrontEndStarter
 from ringserve.server.lifecycle import Event, State
+from ringserve.server.messages import Message
 from ringserve.server.metrics.pages import CounterPages
-from ringserve.server.process import ALLOCATOR, Child
+from ringserve.server.process import Child
+from ringserve.server.region_messages import RegionRefused
 from ringserve.server.registry import ModelVersion
-from ringserve.server.security.tls import in_memory
+from ringserve.server.rpc.starting import GrpcFrontEnds
+from ringserve.server.trace_messages import Traced
 from ringserve.server.worker_slot import WorkerSlot
 from ringserve.shm.lane import create_lane
-from ringserve.shm.layout import LaneShape
 from ringserve.shm.link import create_link
-from ringserve.shm.segment import Segment
 from ringserve.shm.shm_errors import OutOfSharedMemory
 
 logger = logging.getLogger("ringserve.fleet")
@@ -81,38 +78,6 @@ RELINK_S = 5.0
 STOPPED_S_MAX = 7.0
 
 
-@dataclass(eq=False, slots=True)
-class FrontEndSlot:
-    """One wanted front end and the process that fills it. `attached` holds (version key, worker id), `shared` the versions of
-    whose queue page it knows, `counted` those of whose counters."""
-
-    index: int
-    child: Child
-    lanes: dict[int, tuple[Segment, LaneShape]] = field(default_factory=dict)
-    attached: set[tuple[int, str]] = field(default_factory=set)
-    shared: set[int] = field(default_factory=set)
-    counted: set[int] = field(default_factory=set)
-    pulses_missed: int = 0
-    started_s: float = field(default_factory=time.monotonic)
-
-    @property
-    def ready(self) -> bool:
-        return self.child.state is State.READY
-
-
-@dataclass(frozen=True, slots=True)
-class FleetHooks:
-    """What the fleet asks of the rest of the supervisor. `routes` is what can be asked for now, of no epoch yet;
-    `ready_workers` lists who must be linked to a fresh front end; `on_stuck(version key, worker id)`; `on_sequences(front end,
-    words)` is what one says of sequences, `on_gone(front end)` that it knows nothing any more."""
-
-    routes: Callable[[], Routes]
-    ready_workers: Callable[[], Iterable[tuple[ModelVersion, WorkerSlot]]]
-    on_stuck: Callable[[int, str], None]
-    on_sequences: Callable[[int, Sequence[SequenceSaid]], None] = lambda front_end, words: None
-    on_gone: Callable[[int], None] = lambda front_end: None
-
-
 class Fleet:
     """Starts front ends, tells them everything, waits for what they must confirm."""
 
@@ -123,6 +88,7 @@ class Fleet:
         response_bytes_max: int,
         hooks: FleetHooks,
         counters: CounterPages | None = None,
+        grpc: GrpcFrontEnds | None = None,
     ) -> None:
         self._socket = sock
         self._counters = counters  # None: nothing is counted
@@ -133,10 +99,10 @@ class Fleet:
         self._pages: dict[int, QueuePage] = {}  # of every version, when there are several front ends
         self._connections: QueuePage | None = None  # how many each front end has, when there are several
         self._count = first.front_ends
+        self._starter = FrontEndStarter(sock, first, grpc)
         self._watching: asyncio.Task[None] | None = None
         self._confirmations = Confirmations()
         self._keys: Keys | None = None  # that they let in, where there are tokens
-        self._certificate: bytes | None = None  # with its private key, where they speak TLS
         self._epochs = itertools.count(1)
         self._tokens = itertools.count(1)
         self._stopping = False
@@ -144,8 +110,8 @@ class Fleet:
     # ---- processes
 
     async def start(self) -> None:
-        """Start the front ends and wait until they listen. Raises `OutOfResources` when one does not."""
-        count = self._count
+        """Start those of HTTP and wait until they listen. Raises `OutOfResources` when one does not."""
+        count = self._starter.http_count
         assert count > 0
         logger.info("front ends: %d", count)
         try:
@@ -162,19 +128,25 @@ class Fleet:
         if None in await asyncio.gather(*waiting):
             raise OutOfResources(f"A front end did not start within {STARTUP_S_MAX:.0f} s.")
 
+    async def start_grpc(self) -> None:
+        """Start those of gRPC, if there are any, and wait until they listen. One that does not is started again and again."""
+        if self._stopping:
+            return
+        waiting = []
+        for index in range(self._starter.http_count, self._count):
+            try:
+                self._slots.append(FrontEndSlot(index, self._spawn(index)))
+            except OSError as error:
+                logger.error("gRPC cannot be served: front end %d cannot be started: %s", index, error)
+                break
+            waiting.append(self._confirmations.expect((FrontEndReady, index), STARTUP_S_MAX))
+        await asyncio.gather(*waiting)
+
     def _spawn(self, index: int) -> Child:
-        child = Child(f"front-end-{index}", FrontEndMessage)
-        child.start(
-            "ringserve.server.frontend",
-            {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"},
-            lambda message, fds: self._heard(index, message),
-            lambda: self._exited(index),
+        page = None if self._connections is None else self._connections.fd
+        return self._starter.start(
+            index, page, lambda message, fds: self._heard(index, message), lambda: self._exited(index)
         )
-        fds = [self._socket.fileno()]
-        if self._connections is not None:
-            fds.append(self._connections.fd)
-        child.send(msgspec.structs.replace(self._first, index=index), fds)
-        return child
 
     def _exited(self, index: int) -> None:
         slot = self._slots[index]
@@ -206,7 +178,7 @@ class Fleet:
         slot.pulses_missed = 0
         for page in self._pages.values():
             page.clear(slot.index)
-        if self._connections is not None:
+        if self._connections is not None and self._starter.is_http(slot.index):
             self._connections.say(slot.index, NOT_THERE)
         self._confirmations.front_end_gone(slot.index)
         self._hooks.on_gone(slot.index)
@@ -266,6 +238,8 @@ class Fleet:
                 self._confirmations.came((FrontEndReady, index))
             case Applied(epoch=epoch):
                 self._confirmations.came((Applied, index, epoch))
+            case RegionRefused(epoch=epoch):
+                self._confirmations.came((Applied, index, epoch), message)
             case Detached(key=key, worker_id=worker_id):
                 slot.attached.discard((key, worker_id))
                 word = (Detached, index, key, worker_id)
@@ -278,6 +252,8 @@ class Fleet:
                 self._hooks.on_sequences(index, words)
             case Queues(token=token):
                 self._confirmations.came((Queues, index, token), message)
+            case Traced(traces=traces, missed=missed):
+                self._hooks.on_traces(traces, missed)
             case Counted(token=token):
                 self._confirmations.came((Counted, index, token))
             case WorkerStuck(key=key, worker_id=worker_id) if (key, worker_id) in slot.attached:
@@ -292,7 +268,8 @@ class Fleet:
             return
         if self._keys is not None:
             slot.child.send(self._keys)
-        self._hand_certificate(slot)
+        self._starter.hand_certificate(slot.index, slot.child)
+        self._hooks.equip(slot.child.send, next(self._epochs))
         self._send_routes([slot], next(self._epochs))
         self._link_missing(slot, slot.child)
 
@@ -317,30 +294,37 @@ class Fleet:
         await asyncio.gather(*waiting)
 
     async def let_in(self, keys: Keys) -> None:
-        """Make every front end let in by these keys, of no epoch yet, and by none else, and wait until they do, or are gone. One that
-        does not say so in time is made to go: it may still let in by others."""
-        keys = self._keys = msgspec.structs.replace(keys, epoch=next(self._epochs))
-        ready = [slot for slot in self._slots if slot.ready]
-        waiting = [self._confirmations.expect((Applied, slot.index, keys.epoch), APPLY_S_MAX) for slot in ready]
-        for slot in ready:
-            slot.child.send(keys)
-        for slot, answer in zip(ready, await asyncio.gather(*waiting), strict=True):
-            if answer is None:
-                logger.error("front end %d does not take new keys; killed", slot.index)
-                slot.child.kill()
+        """Make every front end let in by these keys, of no epoch yet, and by none else, and wait until they do, or are gone."""
 
-    def use_certificate(self, pem: bytes) -> None:
-        """Make the front ends speak TLS; again: with another certificate, on new connections."""
-        self._certificate = pem
+        def told(epoch: int) -> Keys:
+            self._keys = msgspec.structs.replace(keys, epoch=epoch)
+            return self._keys
+
+        await self.tell_all(told)
+
+    async def tell_all(self, make: Callable[[int], Message], fds: Sequence[int] = ()) -> list[object]:
+        """Tell every front end the message of an epoch, and wait until they have obeyed, or are gone; returns what they said besides. One
+        that says nothing in time is made to go: it may still do as before."""
+        epoch = next(self._epochs)
+        message = make(epoch)
+        ready = [slot for slot in self._slots if slot.ready]
+        waiting = [self._confirmations.expect((Applied, slot.index, epoch), APPLY_S_MAX) for slot in ready]
+        for slot in ready:
+            slot.child.send(message, fds)
+        answers = await asyncio.gather(*waiting)
+        for slot, answer in zip(ready, answers, strict=True):
+            if answer is None:
+                logger.error("front end %d does not obey %s; killed", slot.index, type(message).__name__)
+                slot.child.kill()
+        return answers
+
+    def use_certificate(self, pem: bytes, *, http: bool) -> None:
+        """Make the front ends speak TLS, those of HTTP only where `http` is true; again: with another certificate, on new
+        connections."""
+        self._starter.use_certificate(pem, http=http)
         for slot in self._slots:
             if slot.ready:
-                self._hand_certificate(slot)
-
-    def _hand_certificate(self, slot: FrontEndSlot) -> None:
-        if self._certificate is not None:
-            fd = in_memory(self._certificate)
-            slot.child.send(UseCertificate(), (fd,))
-            os.close(fd)
+                self._starter.hand_certificate(slot.index, slot.child)
 
     def announce(self) -> None:
         """`publish` without waiting."""
@@ -422,7 +406,7 @@ class Fleet:
         said = describe_lane(shape, segment, budget)
         logger.info("lane of %s %s to front end %d: %s", version.name, version.version, slot.index, said)
         slot.lanes[version.key] = (segment, shape)
-        slot.child.send(OpenLane(version.key, shape, version.signature), [segment.fd])
+        slot.child.send(OpenLane(version.key, shape, version.signature, version.served), [segment.fd])
 
     def worker_gone(self, version: ModelVersion, worker_id: str, status: int, cause: str) -> None:
         for slot in self._slots:

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 
 from ringserve.server.app import BACKLOG
-from ringserve.server.settings import Address, ConfigError
+from ringserve.server.settings import GRPC_SCHEME, Address, ConfigError
 
 logger = logging.getLogger("ringserve.listening")
 
@@ -22,9 +22,12 @@ FILE_MODE = 0o600
 
 
 def listen(name: str, address: Address) -> socket.socket:
-    """A bound, listening socket. Raises `ConfigError`."""
+    """A bound, listening socket; one of gRPC only holds its port. Raises `ConfigError`."""
     try:
-        sock = _bound_to_path(name, address.path) if address.path else _bound_to_host(address)
+        if address.scheme == GRPC_SCHEME:
+            sock = _reserved(address)
+        else:
+            sock = _bound_to_path(name, address.path) if address.path else _bound_to_host(address)
     except UnicodeError:  # what no name of a host can be
         raise ConfigError(f"{name}_address: {address} cannot be bound: expected the name of a host") from None
     except OSError as error:
@@ -40,6 +43,22 @@ def _bound_to_host(address: Address) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
         sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _reserved(address: Address) -> socket.socket:
+    """A port that gRPC front ends are going to listen on, several of them on one, and nobody else: bound and not listening. It
+    would not have been bound where another server has the port, though that one shares it; what is shared later is with us."""
+    family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last server may still be dying
+        sock.bind(where)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # otherwise the next server could do the same
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError:
         sock.close()
         raise
@@ -111,7 +130,7 @@ class ListeningSockets(Mapping[str, socket.socket]):
         try:
             for name, address in wanted.items():
                 if name in left:
-                    self._sockets[name] = _adopted(name, left.pop(name))
+                    self._sockets[name] = _adopted(name, left.pop(name), address)
                 else:
                     self._sockets[name] = listen(name, address)
                     self._own(address.path)
@@ -164,8 +183,8 @@ def _remove(files: dict[str, tuple[int, int]]) -> None:
     files.clear()
 
 
-def _adopted(name: str, sock: socket.socket) -> socket.socket:
-    if not _is_listening(sock):
+def _adopted(name: str, sock: socket.socket, address: Address) -> socket.socket:
+    if address.scheme != GRPC_SCHEME and not _is_listening(sock):
         sock.close()
         raise ConfigError(
             f"{name}_address: expected a listening socket from the server that runs, got another descriptor"
