@@ -183,6 +183,11 @@ def json_response(
     return _response(json_text(value), status, request, headers or {})
 
 
+def json_bytes_response(text: bytes, status: int, request: Request) -> HTTPResponse:
+    """JSON that is text already, as it is."""
+    return _response(text, status, request, {})
+
+
 def text_response(text: bytes, content_type: str, request: Request) -> HTTPResponse:
     return _response(text, 200, request, {}, content_type)
 

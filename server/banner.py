@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from ringserve.server.configuration.sources import without_credentials
-from ringserve.server.settings import Settings
+from ringserve.server.settings import Settings, grpc_addresses
 
 TORCHSERVE_VERSION = "0.12.0"  # whose command line, files and APIs these are
 NOTHING = "N/A"
@@ -17,6 +17,7 @@ NOTHING = "N/A"
 
 def banner(settings: Settings, gpus: int) -> str:
     """One line a fact. Nothing that is secret is among them."""
+    grpc = grpc_addresses(settings)
     facts = {
         "Torchserve version": f"{TORCHSERVE_VERSION} (RingServe {package_version('ringserve')})",
         "Current directory": Path.cwd(),
@@ -29,6 +30,7 @@ def banner(settings: Settings, gpus: int) -> str:
         "Inference address": settings.inference_address,
         "Management address": settings.management_address,
         "Metrics address": settings.metrics_address,
+        **{f"{name.removeprefix('grpc_').capitalize()} gRPC address": address for name, address in grpc.items()},
         "Model Store": _absolute(settings.model_store),
         "Model control mode": settings.model_control_mode,
         "Initial Models": without_credentials(",".join(settings.models)),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ringserve.server.control import Message
+from ringserve.server.messages import Message
 from ringserve.server.metrics.listing import Emitted
 
 if TYPE_CHECKING:

@@ -4,18 +4,15 @@ import msgspec
 
 from ringserve.protocol.payload import ErrorRecord
 from ringserve.protocol.tensor import Signature
+from ringserve.server.messages import Message, Word
 from ringserve.server.metrics.listing import Emitted, MetricPlan
+from ringserve.server.region_messages import DropRegions, RegionRefused, ShareCudaRegion, ShareRegion
 from ringserve.server.repository.sections import Sample
+from ringserve.server.rpc.messages import ServeGrpc
+from ringserve.server.scheduling.rules import Scheduling
+from ringserve.server.served_model import ServedModel
+from ringserve.server.trace_messages import SetTraces, Traced
 from ringserve.shm.layout import LaneShape
-
-
-class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base of every message."""
-
-
-class Word(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base of what a message may say several of."""
-
 
 # ---- supervisor → front end
 
@@ -24,9 +21,11 @@ class ServeHttp(Message, frozen=True):
     """The first message to a front end, which is number `index`. Descriptors: the listening inference socket and, when there are
     several front ends, the page in which they count their connections. A request's head must be complete within
     the header timeout, its body within the body timeout and what its size adds; a client that reads nothing of its answer for
-    the write timeout is cut off. What of `management` and `metrics` is `passed_on` goes to the `admin_socket`. With `tokens`,
+    the write timeout is cut off. What of `management` and `metrics` is `passed_on` goes to the `admin_socket`, as what only the
+    supervisor knows of the Open Inference Protocol does. With `tokens`,
     nobody is let in before `Keys` have come. `cors` are headers of every response. Each response is a line of the file
-    `access_log`, where there is one."""
+    `access_log`, where there is one. `server_id` and `extensions` are what the protocol's metadata says of this server; with
+    `strict_readiness` it is not ready while any version that is wanted is not."""
 
     request_bytes_max: int
     server_version: str
@@ -38,9 +37,12 @@ class ServeHttp(Message, frozen=True):
     admin_socket: str = ""
     passed_on: tuple[str, ...] = ()
     tokens: bool = False
-    cors: dict[str, str] = {}
+    cors: dict[str, str] = msgspec.field(default_factory=dict)
     access_log: str = ""
     log_format: str = "text"
+    server_id: str = "ringserve"
+    extensions: tuple[str, ...] = ()
+    strict_readiness: bool = True
 
 
 class Credential(msgspec.Struct, frozen=True, array_like=True):
@@ -54,8 +56,8 @@ class Credential(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Keys(Message, frozen=True):
-    """Let in who shows one of these from now on, and nobody else; answered with `Applied`. The last two open what is passed on to
-    the supervisor, and are empty where nothing is."""
+    """Let in who shows one of these from now on, and nobody else; answered with `Applied`. `management` opens what is passed
+    on to the supervisor and changes something there, `api` what makes keys; that one is empty where it is not passed on."""
 
     epoch: int
     inference: tuple[Credential, ...]
@@ -85,7 +87,8 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     false when no worker runs, starts or is about to be restarted. The timeouts are how long a request may wait for a worker,
     and for its answer; 0 is for ever. `settled`: its first workers have all loaded, or one has failed to. `probe_at_ns`: when a
     version that is not serviceable will be tried again (CLOCK_MONOTONIC), 0 where nobody knows. `tickets`: it takes no more requests
-    than it has workers. `sequences`: its requests belong together."""
+    than it has workers. `sequences`: its requests belong together. `scheduling` is there where the model is configured in Triton's words.
+    `tensors`: it takes and gives tensors, and is no handler."""
 
     key: int
     model: str
@@ -104,6 +107,8 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     probe_at_ns: int = 0
     tickets: bool = False
     sequences: SequenceRules | None = None
+    scheduling: Scheduling | None = None
+    tensors: bool = False
 
 
 class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
@@ -118,7 +123,8 @@ class Routes(Message, frozen=True):
     """Everything that can be asked for, as one immutable table; answered with `Applied`. `healthy` is what /ping says, `started`
     whether all that was asked for at start-up has been loaded or refused. `beside` are versions that are being loaded and
     cannot be asked for yet: their lanes open before they take over. `draining`: the server has been told to stop and still takes
-    requests; every answer is the last one of its connection."""
+    requests; every answer is the last one of its connection. `not_loaded` are models that could not be loaded by their names, and of
+    which nothing is served."""
 
     epoch: int
     healthy: bool
@@ -126,6 +132,7 @@ class Routes(Message, frozen=True):
     started: bool = True
     beside: tuple[VersionRoute, ...] = ()
     draining: bool = False
+    not_loaded: tuple[str, ...] = ()
 
 
 class ShareQueue(Message, frozen=True):
@@ -150,6 +157,7 @@ class OpenLane(Message, frozen=True):
     key: int
     shape: LaneShape
     signature: Signature
+    served: ServedModel = ServedModel()
 
 
 class AttachWorker(Message, frozen=True):
@@ -184,7 +192,7 @@ class CloseLane(Message, frozen=True):
 class GrantSequence(Word, frozen=True):
     """A word of `SequencesTold`: a sequence that version `key` was asked for is called `number` from now on and belongs to this worker; "": to none yet, another
     grant will follow. `lives_in`: the version that has the worker, which is another one when that began with the sequence and
-    was replaced meanwhile. `token` is that of the question."""
+    was replaced meanwhile. `token` is that of the question. `slot` is the sequence's place in the batches of its worker."""
 
     key: int
     sequence_id: str
@@ -192,15 +200,18 @@ class GrantSequence(Word, frozen=True):
     number: int
     worker_id: str
     lives_in: int
+    slot: int = 0
 
 
 class RefuseSequence(Word, frozen=True):
-    """A word of `SequencesTold`: no, and `cause` is the sentence for those who ask for it."""
+    """A word of `SequencesTold`: no, and `cause` is the sentence for those who ask for it. `unknown`: there is none of this id, and the
+    request must not begin one."""
 
     key: int
     sequence_id: str
     token: int
     cause: str
+    unknown: bool = False
 
 
 class RevokeSequence(Word, frozen=True):
@@ -280,11 +291,12 @@ class WorkerStuck(Message, frozen=True):
 
 class AskSequence(Word, frozen=True):
     """A word of `SequencesSaid`: whose worker gets the requests of this sequence? Answered with `GrantSequence` or `RefuseSequence`.
-    The front end holds the sequence then, by this `token`, of which a later one is greater."""
+    The front end holds the sequence then, by this `token`, of which a later one is greater. One that does not live begins only with `begins`."""
 
     key: int
     sequence_id: str
     token: int
+    begins: bool = True
 
 
 class ReleaseSequence(Word, frozen=True):
@@ -338,7 +350,7 @@ class Queues(Message, frozen=True):
 
     token: int
     waiting: dict[int, int]
-    loads: dict[int, Load] = {}
+    loads: dict[int, Load] = msgspec.field(default_factory=dict)
 
 
 class Counted(Message, frozen=True):
@@ -396,7 +408,10 @@ class StopWorker(Message, frozen=True):
 
 
 class Loaded(Message, frozen=True):
+    """`completed` is the configuration in Triton's words, where the model's own code has added to it."""
+
     signature: Signature
+    completed: dict[str, object] | None = None
 
 
 class AtWork(Message, frozen=True):
@@ -441,9 +456,21 @@ class BuildEnvironment(Message, frozen=True):
     own_pip: bool
 
 
-FrontEndMessage = FrontEndReady | Applied | Detached | LaneClosed | WorkerStuck | SequencesSaid | Queues | Counted
+FrontEndMessage = (
+    FrontEndReady
+    | Applied
+    | Detached
+    | LaneClosed
+    | WorkerStuck
+    | SequencesSaid
+    | Queues
+    | Counted
+    | Traced
+    | RegionRefused
+)
 ToFrontEnd = (
     ServeHttp
+    | ServeGrpc
     | Keys
     | UseCertificate
     | Routes
@@ -455,6 +482,10 @@ ToFrontEnd = (
     | WorkerGone
     | CloseLane
     | SequencesTold
+    | ShareRegion
+    | ShareCudaRegion
+    | DropRegions
+    | SetTraces
     | AskQueues
     | AskCounters
     | Drain

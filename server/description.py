@@ -42,7 +42,7 @@ def describe_version(
         "continuousBatching": False,
         "useJobTicket": config.use_job_ticket,
         "useVenv": config.use_venv,
-        "stateful": sequences is not None,
+        "stateful": config.stateful,
         "sequenceMaxIdleMSec": 0 if sequences is None else sequences.idle_ms_max,
         "sequenceTimeoutMSec": 0 if sequences is None else sequences.life_ms_max,
         "maxNumSequence": 0 if sequences is None else sequences.sequences_max,

@@ -58,7 +58,7 @@ class Deployer(Protocol):
 class DropIn:
     """`start` deploys what lies there, and watches until `stop`. Files that `came_by_url` belong to their registration.
     `why_not_ready` tells of a registered version: None when it is ready, an empty reason while it loads. `away`: places that the API
-    has sent away before this start, with the content of then."""
+    has sent away before this start, with the content of then. `config_name`: --model-config-name."""
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class DropIn:
         came_by_url: Callable[[str], bool],
         why_not_ready: Callable[[ModelVersion], str | None],
         away: Mapping[str, str] | None = None,
+        config_name: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.accepted = 0
@@ -77,6 +78,7 @@ class DropIn:
         self._deployer = deployer
         self._watcher = watcher
         self._clock = clock
+        self._config_name = config_name
         self._came_by_url = came_by_url
         self._why_not_ready = why_not_ready
         self._away = dict(away or {})
@@ -137,7 +139,7 @@ class DropIn:
 
     async def look(self) -> float | None:
         """See what lies there, start what is to be done; in how many seconds another look is due, None when nothing waits."""
-        look = await asyncio.to_thread(lambda: self._settling.judge(scan(self._root), self._clock()))
+        look = await asyncio.to_thread(lambda: self._settling.judge(scan(self._root, self._config_name), self._clock()))
         now_s = self._clock()
         self._take_in(look)
         for group in self._by_group:
@@ -271,7 +273,7 @@ class DropIn:
         self._refresh_soon()
         name = entry.model or fallback_name(entry.path)
         dropped = Dropped(
-            entry.path, entry.file, name, entry.model, entry.version, entry.overrides, at_startup=self._starting
+            entry.path, entry.file, name, entry.model, entry.version, entry.overrides, self._starting, entry.said
         )
         lead = self._will_lead(entry.model, entry.version)
         try:

@@ -31,7 +31,8 @@ import msgspec
 from ringserve.protocol.errors import RingServeError, ShuttingDown
 from ringserve.server.admin_socket import short_path
 from ringserve.server.channel import Channel, ControlClosed, ControlFull
-from ringserve.server.control import Credential, Message
+from ringserve.server.control import Credential
+from ringserve.server.messages import Message
 from ringserve.server.settings import Address
 
 if TYPE_CHECKING:

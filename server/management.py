@@ -7,7 +7,7 @@ Registration is a transaction: a synchronous one that fails leaves nothing behin
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -51,6 +51,7 @@ from ringserve.server.versions import Versions
 
 logger = logging.getLogger("ringserve.management")
 
+ChangeModel = Callable[[UnpackedModel], UnpackedModel]
 IN_BACKGROUND = "Processing worker updates..."
 SCALING = "Workers scaling in progress..."
 
@@ -170,6 +171,10 @@ class Management:
         await self.versions.look_at_devices(version)
         self._check_free(version, replaces)
         version.python = await self.environments.python_for(version.unpacked, version.name)
+        triton = version.unpacked.config.triton
+        if triton is not None and triton.without_effect:
+            fields = ", ".join(triton.without_effect)
+            logger.warning("%s %s: without effect in this version: %s", version.name, version.version, fields)
 
     def _check_free(self, version: ModelVersion, replaces: ModelVersion | None) -> None:
         """Raises `Conflict` before a long preparation would be for nothing."""
@@ -228,7 +233,7 @@ class Management:
         fetched = self._store.fetched_before(record.mar_name, record.url or record.mar_name, remote=record.remote)
         unpacked = await asyncio.to_thread(self._store.unpack, fetched.path, record.model)
         try:
-            unpacked = overridden(unpacked, record.placement)
+            unpacked = await asyncio.to_thread(overridden, unpacked, record.placement)
             version = make_version(self.registry.next_key(), registration_of(record), unpacked, self.settings)
             if version.version != record.version:
                 raise InvalidModel(f"{record.mar_name}: expected version {record.version}, got {version.version}")
@@ -266,23 +271,7 @@ class Management:
         """Serve what lies in the repository. Beside: loaded and warmed up first, then in one publication it is there and
         `replaces` is not, which then answers what it has and goes. Raises `RingServeError`; then nothing has changed. Not
         beside: there at once, and its requests wait while it loads."""
-        unpacked = await asyncio.to_thread(self._store.unpack, dropped.path, dropped.name_if_absent, aside=True)
-        # What comes this way needs no permission, and has as many workers as what is named at start-up.
-        wanted = Registration(dropped.url, dropped.model_name, at_startup=True)
-        try:
-            unpacked = overridden(unpacked, dropped.overrides)
-            version = make_version(self.registry.next_key(), wanted, unpacked, self.settings, dropped.version)
-            if not dropped.at_startup:
-                version.options = replace(version.options, loaded_at_startup=False)
-            elif (version.name, version.version) in self.remembered:
-                restore_dropped(version, self.remembered[version.name, version.version])
-            version.dropped = True
-            await self._prepare(version, replaces)
-            if not beside:
-                self.versions.add(version)
-        except BaseException:
-            await asyncio.to_thread(self._store.discard, unpacked)
-            raise
+        version = await self.stage(dropped, replaces, known=not beside)
         if not beside:
             await self.versions.start(version)
             return version
@@ -291,6 +280,37 @@ class Management:
         if replaces is not None:
             await self.retire(replaces)
         return version
+
+    async def stage(
+        self, dropped: Dropped, replaces: ModelVersion | None, change: ChangeModel | None = None, *, known: bool = False
+    ) -> ModelVersion:
+        """All of a deployment that comes before its workers; `known`: it can be asked for from now on. `change` makes another model of what
+        was unpacked, in a thread. Raises `RingServeError`; then nothing is left."""
+        unpack, said = self._store.unpack, dropped.said
+        unpacked = await asyncio.to_thread(unpack, dropped.path, dropped.name_if_absent, aside=True, said=said)
+        # What comes this way needs no permission, and has as many workers as what is named at start-up.
+        wanted = Registration(dropped.url, dropped.model_name, at_startup=True)
+        try:
+            unpacked = await asyncio.to_thread(overridden, unpacked, dropped.overrides)
+            if change is not None:
+                unpacked = await asyncio.to_thread(change, unpacked)
+            version = make_version(self.registry.next_key(), wanted, unpacked, self.settings, dropped.version)
+            if not dropped.at_startup:
+                version.options = replace(version.options, loaded_at_startup=False)
+            elif (version.name, version.version) in self.remembered:
+                restore_dropped(version, self.remembered[version.name, version.version])
+            version.dropped = True
+            await self._prepare(version, replaces)
+            if known:
+                self.versions.add(version)
+        except BaseException:
+            await asyncio.to_thread(self._store.discard, unpacked)
+            raise
+        return version
+
+    async def unstage(self, version: ModelVersion) -> None:
+        """It is not deployed after all."""
+        await asyncio.to_thread(self._store.discard, version.unpacked)
 
     async def abandon(self, url: str) -> None:
         """Make the `deploy` of a file that still loads beside end with an error; nothing happens where none does."""

@@ -15,9 +15,12 @@ from ringserve.server.app import App, HttpServer, Listener, MakeProtocol, answer
 from ringserve.server.banner import banner
 from ringserve.server.budget import front_ends_default
 from ringserve.server.control import ServeHttp
+from ringserve.server.control_plane.extensions import server_extensions
+from ringserve.server.control_plane.plane import ControlPlane, open_control_plane
 from ringserve.server.device_watch import DeviceWatch, open_devices
 from ringserve.server.dropin import DropIn
-from ringserve.server.fleet import Fleet, FleetHooks
+from ringserve.server.fleet import Fleet
+from ringserve.server.front_end_slot import FleetHooks, Send
 from ringserve.server.handover import Predecessor
 from ringserve.server.host import make_work_dir
 from ringserve.server.listening import ListeningSockets
@@ -30,11 +33,14 @@ from ringserve.server.repository.remote import RemoteSources, sweep_parts
 from ringserve.server.repository.store import ModelStore
 from ringserve.server.routes.management import ManagementRoutes
 from ringserve.server.routes.metrics import add_metrics
+from ringserve.server.routes.open_inference_control import ControlRoutes
+from ringserve.server.rpc.starting import grpc_front_ends
 from ringserve.server.security.cors import cors_headers
 from ringserve.server.security.keyring import Keyring, open_keyring
 from ringserve.server.security.tls import open_certificate
 from ringserve.server.security.tokens import Plane
-from ringserve.server.settings import Address, Settings
+from ringserve.server.settings import Address, Settings, grpc_addresses
+from ringserve.server.shared_regions import SharedRegions
 from ringserve.server.wire import add_fixed_headers
 from ringserve.shm.segment import sweep_names
 
@@ -60,6 +66,7 @@ class Parts:
     certificate: "CertificateKeeper | None"  # None: no address begins with https://
     metrics: Metrics | None  # None: nothing is measured
     telemetry: Telemetry
+    control: ControlPlane
     server: HttpServer | None = None  # the private listener, whose connections are those of all listeners here
     listeners: list[Listener] = field(default_factory=list)
     apps: list[App] = field(default_factory=list)  # whose listeners these are
@@ -111,21 +118,20 @@ async def put_together(
         every_model=settings.install_py_dep_per_model,
         install_s_max=settings.model_install_timeout_s,
     )
-    store = ModelStore(settings.model_store, work_dir, remote)
+    store = ModelStore(settings.model_store, work_dir, remote, config_name=settings.model_config_name)
     management = Management(settings, store, devices, environments)
     versions = management.versions
-    front_ends = settings.frontends or front_ends_default()
+    front_ends = (settings.frontends or front_ends_default()) + (settings.grpc_frontends if settings.enable_grpc else 0)
     first = _first_message(settings, front_ends, work_dir, tokens=keyring is not None, cors=cors)
-    hooks = FleetHooks(
-        versions.routes,
-        versions.ready_workers,
-        versions.kill_stuck,
-        versions.sequences.heard,
-        versions.sequences.front_end_gone,
-    )
+    regions = SharedRegions(allowed=_may_share_memory(settings))
     metrics = open_metrics(settings, front_ends)
     counters = None if metrics is None else metrics.pages
-    fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks, counters)
+    control = open_control_plane(management, work_dir / "uploads", counters)
+
+    hooks = _fleet_hooks(management, regions, control)
+    grpc = grpc_front_ends(settings, sockets, first)
+    fleet = Fleet(sockets["inference"], first, settings.max_response_size, hooks, counters, grpc)
+    regions.tell_all = control.tracing.tell_all = fleet.tell_all
     add_fixed_headers(cors)
     routes = ManagementRoutes(management, settings.max_request_size, keyring)
     if metrics is not None:
@@ -133,10 +139,41 @@ async def put_together(
         routes.app.ctx.responses = metrics.responses
         if "metrics" in first.passed_on or "metrics" not in sockets:
             add_metrics(routes.app, metrics.scrape)
+    ControlRoutes(routes.app, control, routes.to_its_end, regions)
     telemetry = Telemetry(settings, devices, None if metrics is None else metrics.scrape)
     versions.handler_metrics = telemetry.custom
     return Parts(
-        settings, work_dir, sockets, devices, store, management, fleet, routes, keyring, certificate, metrics, telemetry
+        settings,
+        work_dir,
+        sockets,
+        devices,
+        store,
+        management,
+        fleet,
+        routes,
+        keyring,
+        certificate,
+        metrics,
+        telemetry,
+        control,
+    )
+
+
+def _fleet_hooks(management: Management, regions: SharedRegions, control: ControlPlane) -> FleetHooks:
+    versions = management.versions
+
+    def equip(send: Send, epoch: int) -> None:
+        regions.equip(send, epoch)
+        control.tracing.equip(send, epoch)
+
+    return FleetHooks(
+        versions.routes,
+        versions.ready_workers,
+        versions.kill_stuck,
+        versions.sequences.heard,
+        versions.sequences.front_end_gone,
+        equip,
+        control.tracing.heard,
     )
 
 
@@ -148,6 +185,7 @@ async def _open_sockets(
         wanted["management"] = settings.management_address
     if settings.enable_metrics_api and settings.metrics_address not in wanted.values():
         wanted["metrics"] = settings.metrics_address
+    wanted |= grpc_addresses(settings)
     inherited = {} if predecessor is None else await predecessor.ask(wanted, on_withdrawn)
     return ListeningSockets(wanted, inherited)
 
@@ -164,13 +202,24 @@ def _first_message(
         settings.body_timeout_s,
         settings.write_timeout_s,
         front_ends,
-        admin_socket=str(work_dir / SOCKET_NAME) if passed_on else "",
+        admin_socket=str(work_dir / SOCKET_NAME),
         passed_on=passed_on,
         tokens=tokens,
         cors=cors,
         access_log=access_log_path(settings),
         log_format=settings.log_format,
+        server_id=settings.server_id,
+        extensions=server_extensions(settings, shared_memory=_may_share_memory(settings)),
+        strict_readiness=settings.strict_readiness,
     )
+
+
+def _may_share_memory(settings: Settings) -> bool:
+    """Whether clients may have the server read and write memory of theirs: who reaches it from elsewhere has none to share."""
+    if settings.allow_client_shm == "auto":
+        addresses = [settings.inference_address, *grpc_addresses(settings).values()]
+        return all(address.loopback for address in addresses)
+    return settings.allow_client_shm == "true"
 
 
 def _is_passed_on(listener: str, settings: Settings) -> bool:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import msgspec
 
 from ringserve.protocol.errors import OutOfResources, RingServeError, WorkerStartFailed
-from ringserve.protocol.tensor import Signature
 from ringserve.server.asking import Descriptions
 from ringserve.server.breaker import PROVEN_S, Breaker
 from ringserve.server.control import (
@@ -51,7 +50,7 @@ class PoolHooks:
     it anything more; `place` gives a new worker its device, that of a worker it follows being free where it is given, and may raise
     `RingServeError`; `leave` gives it back; `on_change` follows what is ready; `on_emitted` gets metrics, `takes_line` printed lines."""
 
-    on_ready: Callable[[WorkerSlot, Signature], None]
+    on_ready: Callable[[WorkerSlot, Loaded], None]
     on_lost: Callable[[WorkerSlot, int, str], None]
     detach: Callable[[WorkerSlot], Awaitable[None]]
     place: Callable[..., Place]
@@ -274,7 +273,7 @@ class WorkerPool:
     def _heard(self, slot: WorkerSlot, message: object) -> None:
         match message:
             case Loaded():
-                self._loaded(slot, message.signature)
+                self._loaded(slot, message)
             case AtWork():
                 slot.at_work = True
             case Emitted():
@@ -290,14 +289,14 @@ class WorkerPool:
             case LoadFailed(cause=cause, out_of_memory=out_of_memory):
                 slot.load_error = self._error(cause, status=507 if out_of_memory else 500)
 
-    def _loaded(self, slot: WorkerSlot, signature: Signature) -> None:
+    def _loaded(self, slot: WorkerSlot, loaded: Loaded) -> None:
         child = slot.child
         assert child is not None
         slot.cancel_clock()
         if child.state is not State.STARTING or not slot.wanted:
             return
         try:
-            self._hooks.on_ready(slot, signature)
+            self._hooks.on_ready(slot, loaded)
         except RingServeError as error:
             slot.load_error = error
             child.kill()

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ringserve.server.channel import Channel, ControlClosed, ControlFull, channel_pair
-from ringserve.server.control import Message
 from ringserve.server.lifecycle import Event, State, after
 from ringserve.server.logs.formats import MODEL_LOG, SOURCE
+from ringserve.server.messages import Message
 
 output_logger = logging.getLogger("ringserve.output")
 model_logger = logging.getLogger(MODEL_LOG)

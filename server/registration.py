@@ -9,12 +9,14 @@ import msgspec
 
 from ringserve.protocol.errors import BadRequest, InvalidModel
 from ringserve.server.budget import cpu_count
+from ringserve.server.model_configuration.configuration import check_name
 from ringserve.server.registry import ModelVersion, ServingOptions
 from ringserve.server.repository.manifest import DEFAULT_HANDLER, check_handled, check_inside, usable_name
 from ringserve.server.repository.model_config import HANDLER, ModelConfig, parse_model_config
 from ringserve.server.repository.modes import check_modes
 from ringserve.server.repository.sections import NO_ENVELOPE
-from ringserve.server.repository.store import UnpackedModel
+from ringserve.server.repository.store import UnpackedModel, with_labels
+from ringserve.server.repository.triton_config import CONFIG_FILE, queue_size_min
 from ringserve.server.settings import BATCH_SIZE_MAX, WORKERS_MAX, Settings
 
 QUEUE_WAIT_MS_DEFAULT = 100
@@ -42,7 +44,8 @@ class Registration:
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """A deployment in the model repository: an archive or a folder. `url` is how describe shows it. The names of the folders
-    around it, where there are any, win over the manifest's; `overrides` are keys of model-config.yaml."""
+    around it, where there are any, win over the manifest's; `overrides` are keys of model-config.yaml. `said` is what config.pbtxt
+    says, for a version in Triton's layout."""
 
     path: Path
     url: str
@@ -51,13 +54,15 @@ class Dropped:
     version: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     at_startup: bool = False
+    said: Mapping[str, Any] | None = None
 
 
 def overridden(unpacked: UnpackedModel, overrides: Mapping[str, Any]) -> UnpackedModel:
-    """The model with keys of its configuration replaced. Raises `InvalidModel`."""
+    """The model with keys of its configuration replaced. Reads label files: for a thread. Raises `InvalidModel`."""
     if not overrides:
         return unpacked
-    return replace(unpacked, config=parse_model_config({**unpacked.config.raw, **overrides}, "config.yaml"))
+    config = parse_model_config({**unpacked.config.raw, **overrides}, "config.yaml")
+    return with_labels(replace(unpacked, config=config))
 
 
 def make_version(
@@ -77,8 +82,12 @@ def make_version(
         check_inside("handler", wanted.handler.partition(":")[0])
     check_handled(manifest, wanted.handler or settings.default_service_handler)
     check_modes(config.raw)
+    if config.triton is not None:
+        check_name(config.triton, name, CONFIG_FILE)
     defaults = _Defaults(settings.model_defaults, name, label)
     low, high = config.worker_range or _workers(wanted, settings, defaults)
+    if config.per_gpu:
+        low, high = (count * max(1, settings.number_of_gpu or 0) for count in (low, high))
     if high > WORKERS_MAX:
         said_by = "initial_workers" if config.worker_range is None else "maxWorkers"
         raise BadRequest(f"{said_by}: expected at most {WORKERS_MAX}, got {high}")
@@ -101,7 +110,8 @@ def _options(
     ):
         if value is not None and value < 0:
             raise BadRequest(f"{parameter}: expected 0 or more, got {value}")
-    batch_size = wanted.batch_size or config.batch_size or defaults.above_zero("batchSize") or 1
+    asked = wanted.batch_size if config.triton is None else None  # max_batch_size is what clients are told
+    batch_size = asked or config.batch_size or defaults.above_zero("batchSize") or 1
     if not 0 < batch_size <= BATCH_SIZE_MAX:
         raise BadRequest(f"batch_size: expected 1 to {BATCH_SIZE_MAX}, got {batch_size}")
     return ServingOptions(
@@ -112,7 +122,7 @@ def _options(
             defaults.above_zero("maxBatchDelay"),
             QUEUE_WAIT_MS_DEFAULT,
         ),
-        queue_size=config.job_queue_size or settings.job_queue_size,
+        queue_size=max(config.job_queue_size or settings.job_queue_size, queue_size_min(config.scheduling)),
         response_timeout_s=_first(
             config.response_timeout_s,
             defaults.above_zero("responseTimeout"),

@@ -11,6 +11,7 @@ from ringserve.protocol.errors import Conflict, InvalidVersionUse, ModelNotFound
 from ringserve.protocol.tensor import Signature
 from ringserve.server.repository.remote import Fetched
 from ringserve.server.repository.store import UnpackedModel
+from ringserve.server.served_model import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class ServingOptions:
 
 @dataclass(eq=False, slots=True)
 class ModelVersion:
-    """One version of one model. `key` numbers it for the children and is never reused; `signature` is known from the first
-    worker that loaded it."""
+    """One version of one model. `key` numbers it for the children and is never reused; `signature` and `served`, which is what front
+    ends tell of it, are known from the first worker that loaded it."""
 
     key: int
     name: str
@@ -42,7 +43,9 @@ class ModelVersion:
     min_workers: int = 0
     max_workers: int = 0
     signature: Signature | None = None
+    served: ServedModel = field(default_factory=ServedModel)
     dropped: bool = False  # into the model repository
+    by_name: bool = False  # loaded by its name, over the Open Inference Protocol
     scaled: bool = False  # its numbers of workers were changed by the API: a replacement takes them over
     python: str = sys.executable  # of its workers: one with the packages it requires
     fetched: Fetched | None = None  # where its archive came from, when a registration brought it

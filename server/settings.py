@@ -49,6 +49,25 @@ class Settings:
     inference_address: Address = Address("127.0.0.1", 8080)
     management_address: Address = Address("127.0.0.1", 8081)
     metrics_address: Address = Address("127.0.0.1", 8082)
+    enable_grpc: bool = True
+    grpc_inference_address: str = "127.0.0.1"
+    grpc_inference_port: int = 7070  # 0: any that is free
+    grpc_management_address: str = "127.0.0.1"
+    grpc_management_port: int = 7071
+    grpc_inference_max_connection_age_ms: int = 0  # 0: connections may grow as old as they like
+    grpc_inference_max_connection_age_grace_ms: int = 0
+    grpc_management_max_connection_age_ms: int = 0
+    grpc_management_max_connection_age_grace_ms: int = 0
+    enable_grpc_ssl: bool = False
+    grpc_frontends: int = 1
+    grpc_keepalive_time_ms: int = 7_200_000
+    grpc_keepalive_timeout_ms: int = 20_000
+    grpc_keepalive_permit_without_calls: bool = False
+    grpc_http2_max_pings_without_data: int = 2
+    grpc_http2_min_recv_ping_interval_without_data_ms: int = 300_000
+    grpc_http2_max_ping_strikes: int = 2
+    grpc_compression: str = "none"  # of answers
+    grpc_reflection: bool = True
     frontends: int = 0  # 0: as many as the processors allow
     job_queue_size: int = 100
     default_workers_per_model: int = 0
@@ -115,6 +134,20 @@ class Settings:
     # `models` of config.properties (contract section 7.6)
     model_defaults: Mapping[str, Any] = field(default_factory=dict)
     enable_envvars_config: bool = False
+    # The Open Inference Protocol.
+    server_id: str = "ringserve"  # what server metadata calls it
+    strict_readiness: bool = True  # not ready while any version that is wanted is not
+    load_models_by_name: tuple[str, ...] = ()  # --load-model: at the start, where only what is asked for is loaded
+    allow_load_files: bool = False  # a load may bring the model's files, which are code
+    allow_client_shm: str = "auto"  # auto: where only this machine reaches the server
+    model_config_name: str = ""  # configs/<this>.pbtxt of a model is read instead of its config.pbtxt
+    disable_auto_complete_config: bool = False  # models add nothing to their configuration
+    nv_metrics: bool = True  # Triton's names at a scrape, beside the others
+    trace_level: str = "OFF"  # OFF or TIMESTAMPS
+    trace_rate: int = 1000  # one of so many requests
+    trace_count: int = -1  # so many traces, -1: without end
+    trace_log_frequency: int = 0  # traces in a file, 0: all in one, at the end
+    trace_file: str = ""
     temp_dir: Path | None = None  # for unpacked archives and sockets; None: the system's
     # Beside the settings: who said each field, TorchServe's keys that have none, and what is logged about it all.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -124,6 +157,8 @@ class Settings:
 
 
 INT_MAX = 2**31 - 1
+GRPC_SCHEME = "grpc"
+GRPC_COMPRESSIONS = ("none", "low", "medium", "high")
 # `auto` is `watch` when everything in the folder is to be served (`--models all`, or no model store named at all), else `none`.
 MODEL_CONTROL_MODES = ("auto", "none", "watch", "poll", "explicit")
 # TorchServe's: what stands for a port that an address leaves out, by the listener's own port and the scheme.
@@ -131,6 +166,7 @@ PORTS_SAID_BY_NOBODY = {(8080, "http"): 80, (8080, "https"): 443, (8081, "https"
 SOCKET_PATH_BYTES_MAX = 107  # of 108 one ends it
 DEFAULT_REPOSITORY = Path("model_repository")
 FRONT_ENDS_MAX = 256
+GRPC_FRONT_ENDS_MAX = 64
 # What a model version may ask for.
 WORKERS_MAX = 1024
 BATCH_SIZE_MAX = 65_536
@@ -161,6 +197,17 @@ def parse_address(text: str, where: str, default_port: int) -> Address:
     return Address(parts.hostname, port, parts.scheme)
 
 
+def grpc_addresses(settings: Settings) -> dict[str, Address]:
+    """By the names of their listeners; none where gRPC is off."""
+    if not settings.enable_grpc:
+        return {}
+    inference, management = settings.grpc_inference_address, settings.grpc_management_address
+    return {
+        "grpc_inference": Address(inference, settings.grpc_inference_port, GRPC_SCHEME),
+        "grpc_management": Address(management, settings.grpc_management_port, GRPC_SCHEME),
+    }
+
+
 def with_repository(settings: Settings, repository: Path | None = None, default: Path = DEFAULT_REPOSITORY) -> Settings:
     """With a folder of models and a mode of looking at it that leaves nothing open: a `repository` is served whole and watched,
     and so is the one of the `default` name when no model store was named at all."""
@@ -181,7 +228,8 @@ def check(settings: Settings) -> None:
         raise ConfigError("Missing mandatory parameter --model-store")
     if not settings.model_store.is_dir():
         raise ConfigError(f"--model-store directory not found: {settings.model_store}")
-    for name, address in (("inference", settings.inference_address), ("management", settings.management_address)):
+    addresses = {"inference": settings.inference_address, "management": settings.management_address}
+    for name, address in {**addresses, **grpc_addresses(settings)}.items():
         if settings.disable_token_authorization and not (address.loopback or settings.insecure):
             raise ConfigError(
                 f"{name}_address: expected a loopback address, got {address}: without tokens, whoever reaches the address may use"
@@ -189,3 +237,21 @@ def check(settings: Settings) -> None:
             )
     if settings.frontends > FRONT_ENDS_MAX:
         raise ConfigError(f"frontends: expected at most {FRONT_ENDS_MAX}, got {settings.frontends}")
+    inference, management = settings.grpc_inference_port, settings.grpc_management_port
+    if settings.enable_grpc and inference == management != 0:
+        raise ConfigError(
+            f"grpc_management_port: expected another port than grpc_inference_port, got {management} for both"
+        )
+    if settings.trace_level == "TIMESTAMPS" and not settings.trace_file:
+        raise ConfigError("trace_file: expected the name of a file, where trace_level is TIMESTAMPS, got none")
+    if "/" in settings.model_config_name or settings.model_config_name in (".", ".."):
+        raise ConfigError(
+            f"model_config_name: expected a file's name without .pbtxt, got {settings.model_config_name!r:.100}"
+        )
+    if settings.load_models_by_name and settings.model_control_mode != "explicit":
+        raise ConfigError(
+            f"--load-model: expected model_control_mode=explicit, got {settings.model_control_mode}, where the folder or --models says"
+            " what is loaded"
+        )
+    if "*" in settings.load_models_by_name and len(settings.load_models_by_name) > 1:
+        raise ConfigError(f"--load-model: expected * alone, got it with {len(settings.load_models_by_name) - 1} more")

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +64,7 @@ from ringserve.server.security.key_file import remove_key_file
 from ringserve.server.security.keyring import LOOK_S as KEY_LOOK_S
 from ringserve.server.security.keyring import take_keys
 from ringserve.server.security.tls import CERTIFICATE_LOOK_S
-from ringserve.server.settings import Settings
+from ringserve.server.settings import Settings, grpc_addresses
 from ringserve.server.snapshots.restoring import Restoring, named_models, stays_away, wanted_state
 from ringserve.server.stop_request import StopRequest, ignore_stop_signals
 
@@ -71,6 +72,9 @@ logger = logging.getLogger("ringserve.supervisor")
 
 # How much longer the connections of management may be busy, after the time in which all would have become idle.
 STALE_S = 1.0
+# For how long gRPC waits for models that are loading.
+GRPC_WAITS_S_MAX = 5.0
+GRPC_LOOK_S = 0.05
 
 
 async def every(period_s: float, look: Callable[[], Awaitable[None]], complaint: str) -> None:
@@ -157,6 +161,10 @@ class Supervisor:
         await self._start_front_ends(parts)
         self._start_upkeep(parts)
         await self._start_listeners(parts)
+        if self._predecessor is not None:  # which is going to close its own
+            await self._stopping.unless(self._start_grpc(parts))
+        else:
+            parts.upkeep.append(asyncio.ensure_future(self._start_grpc(parts)))
         if not self._stopping.asked.is_set():  # what was not loaded to its end would be forgotten
             await parts.management.recorder.start()
         self._offer_hand_over(parts)
@@ -178,12 +186,25 @@ class Supervisor:
             poll_s = float(settings.repository_poll_s)
             watcher = Watcher(root, poll_s=poll_s if mode == "poll" else None, fallback_poll_s=poll_s)
             ready = management.versions.why_not_ready
-            came, away = parts.store.came_by_url, state.unregistered
+            came, away, name = parts.store.came_by_url, state.unregistered, settings.model_config_name
             management.repository = parts.dropin = DropIn(
-                root, management, watcher, came_by_url=came, why_not_ready=ready, away=away
+                root, management, watcher, came_by_url=came, why_not_ready=ready, away=away, config_name=name
             )
             await parts.dropin.start()
+        named_now = settings.load_models_by_name
+        names = named_now if "*" in named_now else (*named_now, *sorted(restoring.by_name - set(named_now)))
+        if names:
+            management.versions.loading_at_start(True)
+            parts.upkeep.append(asyncio.ensure_future(self._load_by_name(parts, names)))
         await restoring.after()
+
+    @staticmethod
+    async def _load_by_name(parts: Parts, names: tuple[str, ...]) -> None:
+        """While everything else starts; what cannot be loaded is in the log, and in the index."""
+        try:
+            parts.management.not_loaded += await parts.control.models.load_all(names)
+        finally:
+            parts.management.versions.loading_at_start(False)
 
     async def _hand_out_keys(self, parts: Parts) -> None:
         """Now and whenever they change, to whoever asks clients for them."""
@@ -193,7 +214,9 @@ class Supervisor:
 
         async def let_in(keys: Keys) -> None:
             parts.routes.guard.set(keys)
-            await parts.fleet.let_in(keys if shared else Keys(keys.epoch, keys.inference))
+            # The management key opens what changes the server over the Open Inference Protocol as well.
+            told = keys if shared else Keys(keys.epoch, keys.inference, keys.management)
+            await parts.fleet.let_in(told)
 
         await keyring.hand_out(let_in)
         look = every(KEY_LOOK_S, keyring.look, "the key files could not be looked at")
@@ -201,10 +224,18 @@ class Supervisor:
 
     async def _start_front_ends(self, parts: Parts) -> None:
         parts.management.versions.fleet = parts.fleet
-        if parts.certificate is not None and parts.settings.inference_address.tls:
-            parts.certificate.on_renewed = parts.fleet.use_certificate
-            parts.fleet.use_certificate(parts.certificate.pem)
+        if parts.certificate is not None:
+            use = partial(parts.fleet.use_certificate, http=parts.settings.inference_address.tls)
+            parts.certificate.on_renewed = use
+            use(parts.certificate.pem)
         await parts.fleet.start()
+
+    async def _start_grpc(self, parts: Parts) -> None:
+        """When the others have begun, and the models: those who wait for HTTP and for the first prediction do not wait for this."""
+        end = time.monotonic() + (GRPC_WAITS_S_MAX if self._predecessor is None else 0.0)
+        while not parts.management.versions.started and time.monotonic() < end:
+            await asyncio.sleep(GRPC_LOOK_S)
+        await parts.fleet.start_grpc()
 
     def _start_upkeep(self, parts: Parts) -> None:
         """What happens time and again."""
@@ -239,6 +270,10 @@ class Supervisor:
         logger.info("Management API bind to: %s", parts.settings.management_address)
         if parts.metrics is not None:
             logger.info("Metrics API bind to: %s", parts.settings.metrics_address)
+        for name, address in grpc_addresses(parts.settings).items():
+            port = parts.sockets[name].getsockname()[1]
+            what = name.removeprefix("grpc_").capitalize()
+            logger.info("%s gRPC bind to: %s", what, replace(address, port=port))
 
     def _offer_hand_over(self, parts: Parts) -> None:
         stop_s_max = float(parts.settings.drain_delay_s + parts.settings.drain_timeout_s + STOP_S_MAX)
@@ -267,6 +302,7 @@ class Supervisor:
             "inference": settings.inference_address,
             "management": settings.management_address,
             "metrics": settings.metrics_address,
+            **grpc_addresses(settings),
         }
         served = tuple((each.name, each.version) for each in versions.registry if versions.ready_count(each))
         keys = {} if parts.keyring is None else parts.keyring.handed_over
@@ -330,6 +366,7 @@ class Supervisor:
         await parts.fleet.stop(drain_s, unused_s, handed_over=self._others_accept)
         await parts.management.versions.stop()
         await parts.telemetry.close()
+        await parts.control.tracing.close()
         await parts.routes.finished()
         await closing
         if parts.server is not None:
@@ -343,7 +380,7 @@ class Supervisor:
             return
         if not self._others_accept:
             for name, sock in parts.sockets.items():
-                if name != "inference":
+                if name in ("management", "metrics"):
                     turn_away(sock)
             await asyncio.sleep(ACCEPT_LAST_S)
         for each in parts.listeners:

@@ -25,6 +25,7 @@ from typing import Self
 import psutil
 
 LISTENERS = ("inference", "management", "metrics")
+GRPC_STARTED = "gRPC: inference on"
 STARTED = "Model server started."
 FLAGS = ("--ncs", "--enable-model-api")
 POLL_S = 0.01
@@ -86,6 +87,7 @@ class ServerProcess:
         flags: Sequence[str] = FLAGS,
         env: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        grpc: bool = False,
     ) -> None:
         self._made_folder = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="ringserve-test-")) if folder is None else folder
@@ -94,7 +96,12 @@ class ServerProcess:
         addresses = {f"{name}_address": f"http://127.0.0.1:{free_port()}" for name in LISTENERS}
         # What a test puts into the store, it registers itself.
         defaults = {"frontends": 1, "model_control_mode": "none", "disable_token_authorization": "true"}
+        names = ("inference", "management") if grpc else ()
+        defaults |= {"enable_grpc": str(grpc).lower(), **{f"grpc_{name}_port": free_port() for name in names}}
         self.config: dict[str, object] = {**addresses, **defaults, **(config or {})}
+        self._grpc = grpc
+        self.grpc_address = f"127.0.0.1:{self.config.get('grpc_inference_port')}"
+        self.grpc_management_address = f"127.0.0.1:{self.config.get('grpc_management_port')}"
         self.inference_url = str(self.config["inference_address"])
         self.management_url = str(self.config["management_address"])
         self.metrics_url = str(self.config["metrics_address"])
@@ -112,6 +119,8 @@ class ServerProcess:
         self.launch()
         try:
             self.wait_for_log(STARTED, timeout_s)
+            if self._grpc:
+                self.wait_for_log(GRPC_STARTED, timeout_s)
         except BaseException:
             self.stop(0)
             raise
@@ -216,6 +225,9 @@ class ServerProcess:
 
     def front_ends(self) -> list[int]:
         return self._running_module("ringserve.server.frontend")
+
+    def grpc_front_ends(self) -> list[int]:
+        return self._running_module("ringserve.server.rpc.frontend")
 
     def workers(self) -> list[int]:
         """The workers of all models; a model's own come from `describe`."""

@@ -16,7 +16,6 @@ from functools import partial
 from importlib.metadata import version as package_version
 
 from ringserve.protocol.errors import (
-    Internal,
     InvalidModel,
     OutOfResources,
     RingServeError,
@@ -24,15 +23,16 @@ from ringserve.protocol.errors import (
     VersionNotFound,
     WorkerStartFailed,
 )
-from ringserve.protocol.tensor import Signature
-from ringserve.server.control import LoadModel, ModelRoute, Routes, VersionRoute
+from ringserve.server.control import Loaded, LoadModel, ModelRoute, Routes, VersionRoute
 from ringserve.server.device_watch import DeviceWatch
 from ringserve.server.fleet import Fleet
 from ringserve.server.health import Health
 from ringserve.server.metrics.custom import CustomMetrics
+from ringserve.server.model_configuration.served import config_for_worker, take_loaded
 from ringserve.server.placement import CPU, Place
 from ringserve.server.pool import PoolHooks, WorkerPool
 from ringserve.server.registry import ModelVersion, Registry
+from ringserve.server.repository.model_config import HANDLER
 from ringserve.server.repository.store import ModelStore
 from ringserve.server.sequences.owner import Sequences, context_variables, sequence_rules
 from ringserve.server.settings import Settings
@@ -68,6 +68,8 @@ class Versions:
         self._stopped = False
         self._draining = False
         self.sequences = Sequences(lambda: self.fleet)
+        self.not_loaded: set[str] = set()  # models that were asked for by name, and could not be loaded the last time
+        self.leaving: Callable[[ModelVersion, str], None] = lambda version, why: None  # told of versions as they are taken out
 
     # ---- in
 
@@ -162,7 +164,9 @@ class Versions:
             backend=config.backend,
             handler=version.options.handler,
             manifest=manifest.raw,
-            config=config.raw,
+            config=config_for_worker(
+                version, on_gpus=self._on_gpus(version), strict=self._settings.disable_auto_complete_config
+            ),
             signature=config.signature,
             batch_size=version.options.batch_size,
             response_bytes_max=self._settings.max_response_size,
@@ -171,21 +175,22 @@ class Versions:
             server_version=self._server_version,
             warmup=config.sections.warmup,
             max_requests=config.sections.recycle.max_requests,
-            stateful=config.sequences is not None,
+            stateful=config.stateful,
             metrics=self.handler_metrics.plan,
             envelope=version.options.envelope,
         )
 
+    def _on_gpus(self, version: ModelVersion) -> bool:
+        config = version.unpacked.config
+        return self.devices.placer.device_type(config.sections.placement, config.device_type) == "gpu"
+
     def _hooks(self, version: ModelVersion) -> PoolHooks:
         placer = self.devices.placer
 
-        def on_ready(slot: WorkerSlot, signature: Signature) -> None:
+        def on_ready(slot: WorkerSlot, loaded: Loaded) -> None:
             if version.key not in self._removals:  # then requests wait for this worker
                 self.check_known(version)
-            if version.signature is None:
-                version.signature = signature
-            elif version.signature != signature:
-                raise Internal(f"Worker {slot.worker_id} declares other inputs and outputs than the workers before it.")
+            take_loaded(version, loaded, slot.worker_id, on_gpus=self._on_gpus(version))
             if self.fleet is not None:
                 self.fleet.link(version, slot)
             self.sequences.worker_ready(version, slot.worker_id)
@@ -249,7 +254,8 @@ class Versions:
             await pool.shrink(high)
             self.check_known(version)
         # By what is wanted now: somebody else may have changed it meanwhile.
-        if len(pool.slots) < version.min_workers or any(slot.given_up for slot in pool.slots):
+        unsettled = any(slot.given_up or not slot.settled.done() for slot in pool.slots)
+        if unsettled or len(pool.slots) < version.min_workers:
             pool.grow(version.min_workers)
             await self.publish()
             try:
@@ -300,6 +306,7 @@ class Versions:
         return await asyncio.shield(removal)
 
     async def _take_out(self, version: ModelVersion) -> bool:
+        self.leaving(version, self.why_not_ready(version) or "")
         self.registry.remove(version)
         self._beside.pop(version.key, None)
         await self.publish()
@@ -330,6 +337,11 @@ class Versions:
         end_s = time.monotonic() + patience_s
         while pool.restarting and time.monotonic() < end_s and await fleet.queue_depth(pool.version.key):
             await asyncio.sleep(RESTARTED_LOOK_S)
+
+    def loading_at_start(self, under_way: bool) -> None:
+        """Whether what was named to be loaded at the start still is, beside those versions of which somebody knows."""
+        (self._starting.add if under_way else self._starting.discard)(0)
+        self.announce()
 
     def drain(self) -> None:
         """The server has been told to stop: probes learn it, and answers are the last ones of their connections."""
@@ -363,7 +375,8 @@ class Versions:
             at_startup = any(each.options.loaded_at_startup for each in model.versions.values())
             models[name] = ModelRoute(model.default_version, versions, at_startup)
         beside = tuple(self._route(each) for each in self._beside.values())
-        return Routes(0, self.healthy, models, not self._starting, beside, self._draining)
+        failed = tuple(sorted(self.not_loaded - self.registry.models.keys()))
+        return Routes(0, self.healthy, models, not self._starting, beside, self._draining, failed)
 
     def _route(self, version: ModelVersion) -> VersionRoute:
         options = version.options
@@ -386,6 +399,8 @@ class Versions:
             probe_at_ns=pool.probe_at_ns if pool is not None else 0,
             tickets=version.unpacked.config.use_job_ticket,
             sequences=sequence_rules(version, self._settings),
+            scheduling=version.unpacked.config.scheduling,
+            tensors=version.unpacked.config.backend != HANDLER,
         )
 
     def _has_settled(self, version: ModelVersion) -> bool:
@@ -422,6 +437,11 @@ class Versions:
             return None
         failures = [slot.settled.exception() for slot in slots if slot.settled.done()]
         return next((str(failure) for failure in failures if failure is not None), "")
+
+    @property
+    def beside(self) -> list[ModelVersion]:
+        """What is loaded to take over, or to be there when it has loaded."""
+        return list(self._beside.values())
 
     def slots(self, version: ModelVersion) -> Sequence[WorkerSlot]:
         pool = self._pools.get(version.key)

@@ -83,8 +83,13 @@ class Authority:
         builder = self._builder(subject, key, valid_for).add_extension(x509.SubjectAlternativeName(places), False)
         return Issued(key, builder.sign(self._key, hashes.SHA256()))
 
+    @property
+    def pem(self) -> bytes:
+        """What a client trusts."""
+        return self._own.public_bytes(Encoding.PEM)
+
     def client_context(self) -> ssl.SSLContext:
         """Of a client that trusts this authority and nobody else."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cadata=self._own.public_bytes(Encoding.PEM).decode())
+        context.load_verify_locations(cadata=self.pem.decode())
         return context

@@ -33,15 +33,18 @@ MAY_IMPORT = {
 # Third-party packages with a home: the product's files that may import them.
 HOMES = {
     "sanic": ("server/app.py", "server/frontend.py", "server/routes/"),
-    "uvloop": ("server/frontend.py", "server/instance.py"),
+    "uvloop": ("server/frontend.py", "server/instance.py", "server/rpc/frontend.py"),
     "python_multipart": ("server/forms.py",),
-    "posix_ipc": ("shm/segment.py",),
+    "posix_ipc": ("shm/region.py", "shm/segment.py"),
     "click": ("tools/cli/",),
     "yaml": ("server/repository/config_yaml.py", "backends/ts/"),
     "httpcore": ("server/repository/http_source.py", "tools/cli/status.py"),
     "boto3": ("server/repository/s3.py",),
     "botocore": ("server/repository/s3.py",),
     "cryptography": ("server/security/certificate.py",),
+    "grpc": ("server/rpc/",),
+    "grpc_health": ("server/rpc/",),
+    "grpc_reflection": ("server/rpc/",),
     "watchfiles": ("server/repository/watch.py",),
     "onnxruntime": ("backends/ts/utils/onnx_model.py",),
     "safetensors": ("backends/ts/utils/weights.py",),
@@ -57,12 +60,14 @@ TEXTS = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".properties", ".sh", "
 
 
 # Not ours in style: what the suite packs into archives stands for users' code, with packages and relative imports.
+GENERATED = ("_pb2", "_pb2_grpc")  # by make proto
 USERS = ROOT / "tests" / "e2e" / "suite" / "archives"
 
 
 def sources(*folders: str) -> list[Path]:
     found = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    return sorted(path for path in found if "__pycache__" not in path.parts and not path.is_relative_to(USERS))
+    ours = (path for path in found if "__pycache__" not in path.parts and not path.is_relative_to(USERS))
+    return sorted(path for path in ours if not path.stem.endswith(GENERATED))
 
 
 def name_of(path: Path) -> str:
@@ -133,6 +138,17 @@ def test_backends_are_created_in_the_process_of_their_model_alone() -> None:
         "server/worker.py",
         "tools/local_run.py",
     }
+
+
+@pytest.mark.parametrize("module", ["server.supervisor", "server.frontend", "server.worker", "tools.cli.main"])
+def test_no_process_but_a_front_end_of_grpc_imports_that(module: str) -> None:
+    script = f"import sys, ringserve.{module}; assert not {{'grpc', 'google.protobuf'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=60)
+
+
+def test_a_front_end_of_grpc_imports_no_framework_and_nothing_of_http() -> None:
+    script = "import sys, ringserve.server.rpc.frontend; assert not {'torch', 'ts', 'sanic', 'cryptography'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("module", ["server.supervisor", "server.frontend", "tools.cli.main"])

@@ -100,7 +100,8 @@ def server_command(ports: tuple[int, ...], scratch: Path) -> list[str]:
     if ports != DEFAULT_PORTS:
         config = scratch / "config.properties"
         names = ("inference_address", "management_address", "metrics_address")
-        config.write_text("".join(f"{name}=http://{HOST}:{port}\n" for name, port in zip(names, ports, strict=True)))
+        lines = [f"{name}=http://{HOST}:{port}\n" for name, port in zip(names, ports, strict=True)]
+        config.write_text("".join([*lines, "enable_grpc=false\n"]))  # whose ports may be another server's
         command += ["--ts-config", str(config)]
     return command
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ringserve.server.configuration import kinds
 from ringserve.server.configuration.kinds import Reader, whole
-from ringserve.server.settings import FRONT_ENDS_MAX, MODEL_CONTROL_MODES
+from ringserve.server.settings import FRONT_ENDS_MAX, GRPC_COMPRESSIONS, GRPC_FRONT_ENDS_MAX, MODEL_CONTROL_MODES
 
 TOKEN_MINUTES_MAX = 1e9
 
@@ -37,7 +37,7 @@ def _key(name: str, read: Reader, field: str = "", *, variable: str | None = "",
     return Key(name, field or name, read, f"TS_{name.upper()}" if variable == "" else variable, **more)
 
 
-_FROM_0, _FROM_1 = whole(0), whole(1)
+_FROM_0, _FROM_1, _PORT = whole(0), whole(1), whole(0, 65_535)
 
 HONOURED: dict[str, Key] = {
     key.name: key
@@ -45,6 +45,29 @@ HONOURED: dict[str, Key] = {
         _key("inference_address", kinds.address(8080)),
         _key("management_address", kinds.address(8081)),
         _key("metrics_address", kinds.address(8082)),
+        _key("enable_grpc", kinds.truth),
+        _key("grpc_inference_address", kinds.host),
+        _key("grpc_inference_port", _PORT),
+        _key("grpc_management_address", kinds.host),
+        _key("grpc_management_port", _PORT),
+        _key("grpc_inference_max_connection_age_ms", _FROM_0),
+        _key("grpc_inference_max_connection_age_grace_ms", _FROM_0),
+        _key("grpc_management_max_connection_age_ms", _FROM_0),
+        _key("grpc_management_max_connection_age_grace_ms", _FROM_0),
+        _key("enable_grpc_ssl", kinds.truth),
+        _key("grpc_frontends", whole(1, GRPC_FRONT_ENDS_MAX)),
+        _key("grpc_keepalive_time", _FROM_1, "grpc_keepalive_time_ms"),
+        _key("grpc_keepalive_timeout", _FROM_1, "grpc_keepalive_timeout_ms"),
+        _key("grpc_keepalive_permit_without_calls", kinds.truth),
+        _key("grpc_http2_max_pings_without_data", _FROM_0),
+        _key(
+            "grpc_http2_min_recv_ping_interval_without_data",
+            _FROM_0,
+            "grpc_http2_min_recv_ping_interval_without_data_ms",
+        ),
+        _key("grpc_http2_max_ping_strikes", _FROM_0),
+        _key("grpc_compression", kinds.choice(*GRPC_COMPRESSIONS)),
+        _key("grpc_reflection", kinds.truth),
         _key("disable_token_authorization", kinds.truth, opens=True),
         _key(
             "token_expiration_min",
@@ -111,6 +134,19 @@ HONOURED: dict[str, Key] = {
         _key("model_metrics_auto_detect", kinds.truth),
         _key("disable_system_metrics", kinds.truth),
         _key("metric_time_interval", _FROM_1, "metric_time_interval_s", variable=None),
+        _key("server_id", kinds.words),
+        _key("strict_readiness", kinds.truth),
+        _key("load_model_names", kinds.listed, "load_models_by_name"),
+        _key("allow_load_files", kinds.truth, opens=True),
+        _key("allow_client_shm", kinds.choice("auto", "true", "false", any_case=True)),
+        _key("model_config_name", kinds.words),
+        _key("disable_auto_complete_config", kinds.truth),
+        _key("nv_metrics", kinds.truth),
+        _key("trace_level", kinds.choice("OFF", "TIMESTAMPS")),
+        _key("trace_rate", _FROM_1),
+        _key("trace_count", whole(-1)),
+        _key("trace_log_frequency", _FROM_0),
+        _key("trace_file", kinds.words),
         _key("enable_envvars_config", kinds.truth, variable=None),
     )
 }
@@ -120,6 +156,7 @@ assert len(BY_FIELD) == len(HONOURED), "a field has one key"
 # What TorchServe lets one choose and this server always does: no mistake, whatever the file says.
 ALWAYS_SO: dict[str, str] = {
     "async_logging": "is always so: logs are written beside the requests, never in their way.",
+    "ts_open_inference_protocol": "is always so: the Open Inference Protocol is served, over REST and gRPC.",
     "use_native_io": "is always so: the event loop is the system's own, and unix: addresses need nothing else.",
 }
 # What TorchServe writes into its snapshots about itself.
@@ -179,26 +216,6 @@ IGNORED: tuple[Ignored, ...] = (
         "models of several processes",
         "is not served by this version: a worker is one process.",
         {"initial_distribution_port": ("", "29500")},
-    ),
-    Ignored(
-        "gRPC",
-        "is not served by this version: it has no gRPC listeners.",
-        {
-            "grpc_inference_address": _NEVER,
-            "grpc_management_address": _NEVER,
-            "grpc_inference_port": _NEVER,
-            "grpc_management_port": _NEVER,
-            "grpc_inference_max_connection_age_ms": _NEVER,
-            "grpc_management_max_connection_age_ms": _NEVER,
-            "grpc_inference_max_connection_age_grace_ms": _NEVER,
-            "grpc_management_max_connection_age_grace_ms": _NEVER,
-            "enable_grpc_ssl": _OFF,
-        },
-    ),
-    Ignored(
-        "the Open Inference Protocol",
-        "is not served by this version: it does not speak the Open Inference Protocol.",
-        {"ts_open_inference_protocol": _OFF},
     ),
     Ignored("workflows", "is not served by this version: it has no workflows.", {"workflow_store": _NEVER}),
 )
@@ -262,6 +279,9 @@ FLAGS: dict[str, str] = {
     "--model-store": "model_store",
     "--models": "models",
     "--frontends": "frontends",
+    "--grpc-frontends": "grpc_frontends",
+    "--grpc-inference-port": "grpc_inference_port",
+    "--grpc-management-port": "grpc_management_port",
     "--enable-model-api": "enable_model_api",
     "--disable-token-auth": "disable_token_authorization",
     "--insecure": "insecure",
@@ -269,5 +289,8 @@ FLAGS: dict[str, str] = {
     "--repository-poll-s": "repository_poll_s",
     "--drain-delay": "drain_delay_s",
     "--drain-timeout": "drain_timeout_s",
+    "--load-model": "load_models_by_name",
+    "--model-config-name": "model_config_name",
+    "--disable-auto-complete-config": "disable_auto_complete_config",
 }
 SNAPSHOTS_OFF, REPOSITORY, CONFIG_FILE = "--no-config-snapshots", "--model-repository", "--ts-config"

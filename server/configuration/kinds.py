@@ -139,6 +139,14 @@ def header_name(text: str, where: str) -> str:
     return text
 
 
+def host(text: str, where: str) -> str:
+    """The name or the number of a host; an IPv6 address may stand in brackets, as in a URL."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not re.fullmatch(r"[0-9A-Za-z._%-]{1,253}|[0-9A-Fa-f:.%]{2,100}", bare):
+        raise refused(where, "a host without scheme and port", text)
+    return bare
+
+
 def address(default_port: int) -> Reader:
     def read(text: str, where: str) -> Address:
         return parse_address(text, where, default_port)

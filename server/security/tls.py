@@ -87,12 +87,12 @@ class Tls:
 
 
 async def open_certificate(settings: Settings) -> "CertificateKeeper | None":
-    """For the addresses that begin with https://, if any does. Raises `ConfigError`."""
+    """For the addresses that begin with https://, if any does, and for gRPC where that is to be encrypted. Raises `ConfigError`."""
     addresses = (settings.inference_address, settings.management_address, settings.metrics_address)
-    if not any(address.tls for address in addresses):
+    if not any(address.tls for address in addresses) and not (settings.enable_grpc and settings.enable_grpc_ssl):
         for key in KEYS:
             if getattr(settings, key) is not None:
-                logger.warning("%s is not used: no address begins with https://", key)
+                logger.warning("%s is not used: no address begins with https://, and enable_grpc_ssl is not true", key)
         return None
     # Here, so that a server without TLS does not pay for it.
     from ringserve.server.security.certificate import CertificateKeeper

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ringserve.server.frontend import ORPHAN_DRAIN_S
+from ringserve.server.front_end_core import ORPHAN_DRAIN_S
 from ringserve.server.testing import SHM, wait_until
 from ringserve.server.worker import ORPHAN_S_MAX
 from tests.chaos.descriptors import fd_counts

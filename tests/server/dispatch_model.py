@@ -7,11 +7,22 @@ from ringserve.protocol.errors import DeadlineExceeded, NoWorker, PredictionFail
 from ringserve.protocol.request import Answer, Source
 from ringserve.server.inflight import Fill, Pending
 from ringserve.server.landing import Landing
+from ringserve.server.scheduling.rules import QueuePolicy, Scheduling
 
 if TYPE_CHECKING:
     from tests.server.conftest import Clock
 
 QUEUE_TIMEOUT_MS = 1000
+ROWS = 3
+# A machine is typed or not, fills batches for so long, and has rules for them: none, pairs, one at a time to idle workers, alone.
+KINDS = [
+    (False, 0, None),
+    (True, 0, None),
+    (False, 400_000_000, None),
+    (True, 300_000_000, Scheduling(ROWS, batches=True, preferred_batch_sizes=(2,), queue_delay_us_max=300_000)),
+    (False, 0, Scheduling(ROWS, batches=True, default_policy=QueuePolicy(overridable=True))),
+    (True, 0, Scheduling(ROWS)),
+]
 # The dispatcher's timer allows itself as much, and a number of seconds rounds.
 SLACK_NS = 1_000_100
 RAISES = 0xEE

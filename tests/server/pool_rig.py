@@ -13,8 +13,9 @@ import pytest
 
 from ringserve.protocol.errors import OutOfResources
 from ringserve.protocol.tensor import Signature
-from ringserve.server.control import Answered, AtWork, Loaded, LoadFailed, LoadModel, Message, StopWorker
+from ringserve.server.control import Answered, AtWork, Loaded, LoadFailed, LoadModel, StopWorker
 from ringserve.server.lifecycle import Event, State, after
+from ringserve.server.messages import Message
 from ringserve.server.placement import CPU, Place
 from ringserve.server.pool import PoolHooks, WorkerPool
 from ringserve.server.registry import ModelVersion, ServingOptions

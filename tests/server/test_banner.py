@@ -14,6 +14,8 @@ def test_it_has_torchserves_lines_with_what_is_so() -> None:
         "Config file: N/A",
         "Inference address: http://127.0.0.1:8080",
         "Metrics address: http://127.0.0.1:8082",
+        "Inference gRPC address: grpc://127.0.0.1:7070",
+        "Management gRPC address: grpc://127.0.0.1:7071",
         "Model Store: /models",
         "Initial Models: a.mar,b=c.mar",
         "Default workers per model: 0",

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import msgspec
 import pytest
@@ -39,7 +40,6 @@ from ringserve.server.control import (
     Loaded,
     LoadFailed,
     LoadModel,
-    Message,
     ModelRoute,
     OpenLane,
     Queues,
@@ -65,7 +65,11 @@ from ringserve.server.control import (
     WorkerStuck,
     Worn,
 )
+from ringserve.server.messages import Message
 from ringserve.server.metrics.listing import Emission, Emitted, Series
+from ringserve.server.region_messages import DropRegions, RegionRefused, ShareCudaRegion, ShareRegion
+from ringserve.server.rpc.messages import GrpcListener, ServeGrpc
+from ringserve.server.trace_messages import SetTraces, Trace, Traced
 from ringserve.shm.layout import LaneShape, Tensor
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (2, 3)),), (TensorSpec("y", "int64", ()),))
@@ -78,6 +82,7 @@ MANIFEST: dict[str, object] = {"model": {"modelName": "m", "list": [1, 2.5, None
 MESSAGES: list[tuple[object, Message | Emitted]] = [
     (ToFrontEnd, ServeHttp(6_553_500, "0.1.0", 60, 120, 60, 2)),
     (BuildEnvironment, BuildEnvironment("/env", ("/site",), "/model/requirements.txt", "/model", False)),
+    (ToFrontEnd, ServeGrpc(GrpcListener("::1", 7070, 5, 6), GrpcListener("127.0.0.1", 7071), 99, "0.1.0", 2, "/s", tls=True)),
     (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})}, False, (ROUTE,))),
     (ToFrontEnd, Keys(4, (Credential("a-key-of-mine", float("inf")),), (Credential("another", 5.5),))),
     (ToFrontEnd, UseCertificate()),
@@ -100,10 +105,16 @@ MESSAGES: list[tuple[object, Message | Emitted]] = [
             )
         ),
     ),
+    (ToFrontEnd, SetTraces(9, 0, {"m": 10})),
+    (FrontEndMessage, Traced((Trace("m", "1.0", "r", (1, 2, 3, 4, 5, 6, 7)),), 3)),
     (ToFrontEnd, AskQueues(7, (1, 2))),
     (ToFrontEnd, AskCounters(8)),
     (ToFrontEnd, Drain(30.5, 0.5, True, True)),
     (FrontEndMessage, FrontEndReady()),
+    (ToFrontEnd, ShareRegion(4, "inputs", 0, 2**40)),
+    (ToFrontEnd, ShareCudaRegion(6, "card", bytes(64), 1, 64)),
+    (FrontEndMessage, RegionRefused(6, "no driver")),
+    (ToFrontEnd, DropRegions(5, ("inputs", "outputs"))),
     (FrontEndMessage, Applied(3)),
     (FrontEndMessage, Detached(1, "9000")),
     (FrontEndMessage, LaneClosed(1)),
@@ -157,8 +168,8 @@ def open_fds() -> set[str]:
 
 
 def test_there_is_an_example_of_every_message() -> None:
-    here = {each for each in Message.__subclasses__() if each.__module__ == Message.__module__}
-    assert {type(example) for _, example in MESSAGES} == {*here, Emitted}
+    unions = get_args(ToFrontEnd | FrontEndMessage | ToWorker | WorkerMessage)
+    assert {type(example) for _, example in MESSAGES} == {*unions, BuildEnvironment}
 
 
 @pytest.mark.parametrize(("receives", "message"), MESSAGES, ids=lambda value: type(value).__name__)

@@ -257,7 +257,7 @@ def test_a_row_says_when_no_worker_should_begin_with_it(
 def test_a_body_that_arrives_slowly_begins_to_wait_when_it_is_there(
     play: Play, outcome_of: OutcomeOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ringserve.server.dispatch.LANDED_BYTES_MIN", 1)
+    monkeypatch.setattr("ringserve.server.intake.LANDED_BYTES_MIN", 1)
 
     async def scenario(stage: "Stage") -> None:
         landing = stage.land(4)
@@ -275,7 +275,7 @@ def test_a_body_that_arrives_slowly_begins_to_wait_when_it_is_there(
 def test_a_worker_does_not_count_the_time_in_which_a_body_arrived(
     play: Play, outcome_of: OutcomeOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ringserve.server.dispatch.LANDED_BYTES_MIN", 1)
+    monkeypatch.setattr("ringserve.server.intake.LANDED_BYTES_MIN", 1)
 
     async def scenario(stage: "Stage") -> None:
         worker = stage.attach()
@@ -292,7 +292,7 @@ def test_a_worker_does_not_count_the_time_in_which_a_body_arrived(
 def test_a_patience_that_ends_while_the_body_arrives_is_over_when_it_is_there(
     play: Play, outcome_of: OutcomeOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ringserve.server.dispatch.LANDED_BYTES_MIN", 1)
+    monkeypatch.setattr("ringserve.server.intake.LANDED_BYTES_MIN", 1)
 
     async def scenario(stage: "Stage") -> None:
         worker = stage.attach()

@@ -212,11 +212,25 @@ class Driver:
         rates.gpu, rates.memory = 12, 34
         return rates
 
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
+        return self._of_whole_gpus(handle, 70_000)
+
+    def nvmlDeviceGetPowerManagementLimit(self, handle: str) -> int:
+        return self._of_whole_gpus(handle, 700_000)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        return self._of_whole_gpus(handle, 123_456)
+
+    def _of_whole_gpus(self, handle: str, value: int) -> int:
+        if handle.startswith("MIG"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return value
+
 
 def test_the_driver_is_asked_for_gpus_and_their_slices() -> None:
     found = NvmlReader(Driver())()
     slices = [Found(f"MIG-{place}", f"NVIDIA MIG-{place}", 950, 300) for place in (0, 2)]
-    assert found[0] == Found("GPU-0", "NVIDIA GPU-0", 950, 300, 12, 34)
+    assert found[0] == Found("GPU-0", "NVIDIA GPU-0", 950, 300, 12, 34, 70_000, 700_000, 123_456)
     assert found[1].mig == tuple(slices)
 
 

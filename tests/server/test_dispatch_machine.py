@@ -4,6 +4,7 @@ outcome a request, its own, and in time; no slab lost and none used twice; every
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,16 +23,19 @@ from ringserve.backends.contract import Reply
 from ringserve.protocol.errors import PredictionFailed, QueueFull, WorkerLost
 from ringserve.protocol.request import Answer
 from ringserve.protocol.tensor import Signature, TensorSpec
+from ringserve.server.dispatch import Dispatcher
 from ringserve.server.inflight import Fill, State
 from ringserve.server.landing import Landing, copy_into
+from ringserve.server.scheduling.dispatcher import ScheduledDispatcher
+from ringserve.server.scheduling.rules import Scheduling
 from ringserve.server.sources import Held, ReplyStream
 from ringserve.shm.link import CHUNK_CREDITS
-from tests.server.dispatch_model import QUEUE_TIMEOUT_MS, RAISES, Request
+from tests.server.dispatch_model import KINDS, QUEUE_TIMEOUT_MS, RAISES, ROWS, Request
 
 if TYPE_CHECKING:
     from tests.server.conftest import DirectedWorker, Stage
 
-CAPACITY, SLABS, ROWS, REGION = 9, 4, 3, 4096
+CAPACITY, SLABS, REGION = 9, 4, 4096
 WORKERS_MAX, ARRIVING_MAX = 3, 6
 TYPED_BYTES = 24
 TYPED = Signature((TensorSpec("x", "uint8", (TYPED_BYTES,)),), (TensorSpec("y", "uint8", (TYPED_BYTES,)),))
@@ -47,7 +51,7 @@ sizes = st.sampled_from([10, 100, 400, 900, 6000])
 class DispatchMachine(RuleBasedStateMachine):
     """The lane may open late; bodies come at once or in pieces; workers come, work a step at a time, leave politely or die."""
 
-    def __init__(self, new_stage: NewStage, *, typed: bool, fill_ns: int) -> None:
+    def __init__(self, new_stage: NewStage, *, typed: bool, fill_ns: int, rules: Scheduling | None = None) -> None:
         super().__init__()
         self.typed = typed
         self.runner = asyncio.Runner()
@@ -70,6 +74,7 @@ class DispatchMachine(RuleBasedStateMachine):
                 fill_ns=fill_ns,
                 signature=TYPED if typed else None,
                 queue_timeout_ms=QUEUE_TIMEOUT_MS,
+                make=Dispatcher if rules is None else partial(ScheduledDispatcher, rules=rules),
             )
 
         self.stage = self.runner.run(build())
@@ -469,16 +474,18 @@ class DispatchMachine(RuleBasedStateMachine):
             self.runner.close()
 
 
-@pytest.mark.parametrize(("typed", "fill_ns"), [(False, 0), (True, 0), (False, 400_000_000)])
+@pytest.mark.parametrize(("typed", "fill_ns", "rules"), KINDS)
 def test_whatever_happens_each_request_has_one_outcome_of_its_own(
-    new_stage: NewStage, monkeypatch: pytest.MonkeyPatch, typed: bool, fill_ns: int
+    new_stage: NewStage, monkeypatch: pytest.MonkeyPatch, typed: bool, fill_ns: int, rules: Scheduling | None
 ) -> None:
     """With thresholds so low that every way through the server is a way for small bodies."""
-    monkeypatch.setattr("ringserve.server.dispatch.LANDED_BYTES_MIN", 20)
+    monkeypatch.setattr("ringserve.server.intake.LANDED_BYTES_MIN", 20)
     monkeypatch.setattr("ringserve.server.replies.DIRECT_BYTES_MIN", 20)
     monkeypatch.setattr("ringserve.server.delivery.DIRECT_BYTES_MIN", 20)
     monkeypatch.setattr("ringserve.server.replies.WINDOWED_BYTES_MIN", 5000)
     run_state_machine_as_test(
-        lambda: DispatchMachine(new_stage, typed=typed, fill_ns=fill_ns),  # type: ignore[arg-type]  # any factory will do
-        settings=settings(max_examples=40, stateful_step_count=40, suppress_health_check=list(HealthCheck)),
+        lambda: DispatchMachine(new_stage, typed=typed, fill_ns=fill_ns, rules=rules),  # type: ignore[arg-type]  # any factory will do
+        settings=settings(
+            max_examples=40 if rules is None else 20, stateful_step_count=40, suppress_health_check=list(HealthCheck)
+        ),
     )

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from ringserve.server.control import Detached, ServeHttp
-from ringserve.server.fleet import Fleet, FleetHooks, FrontEndSlot
+from ringserve.server.fleet import Fleet
+from ringserve.server.front_end_slot import FleetHooks, FrontEndSlot
 from ringserve.server.lifecycle import State
 from ringserve.server.process import Child
 

@@ -214,7 +214,7 @@ def test_a_spool_that_gets_no_memory_says_so_and_leaves_nothing_open(monkeypatch
 @pytest.fixture
 def every_body_lands(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """However short it is."""
-    monkeypatch.setattr("ringserve.server.dispatch.LANDED_BYTES_MIN", 1)
+    monkeypatch.setattr("ringserve.server.intake.LANDED_BYTES_MIN", 1)
     yield
 
 

@@ -174,3 +174,46 @@ def test_what_is_inherited_must_listen() -> None:
 def test_what_no_host_can_be_called_is_named(host: str) -> None:
     with pytest.raises(ConfigError, match=r"^inference_address: .* cannot be bound: expected the name of a host$"):
         listen("inference", Address(host, 1))
+
+
+def grpc_port() -> tuple[socket.socket, Address]:
+    """A port that is held for gRPC, and its address."""
+    held = listen("grpc_inference", Address("127.0.0.1", 0, "grpc"))
+    return held, Address("127.0.0.1", held.getsockname()[1], "grpc")
+
+
+def shared(address: Address) -> socket.socket:
+    """As a front end of gRPC listens on it."""
+    sock = socket.socket()
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        sock.setsockopt(socket.SOL_SOCKET, option, 1)
+    sock.bind((address.host, address.port))
+    sock.listen()
+    return sock
+
+
+def test_a_port_that_is_held_for_grpc_is_shared_by_its_front_ends() -> None:
+    held, address = grpc_port()
+    front_ends = [shared(address) for _ in range(2)]
+    with socket.create_connection((address.host, address.port)):
+        pass
+    for each in (held, *front_ends):
+        each.close()
+
+
+@pytest.mark.parametrize("serving", [False, True])
+def test_no_other_server_gets_it_whether_front_ends_listen_on_it_or_not(serving: bool) -> None:
+    held, address = grpc_port()
+    front_ends = [shared(address)] if serving else []
+    for other in (address, Address(address.host, address.port)):
+        with pytest.raises(ConfigError, match=r"^grpc_inference_address: .* cannot be bound: Address already in use$"):
+            listen("grpc_inference", other)
+    for each in (held, *front_ends):
+        each.close()
+
+
+def test_a_held_port_is_taken_over_though_it_does_not_listen() -> None:
+    held, address = grpc_port()
+    sockets = ListeningSockets({"grpc_inference": address}, {"grpc_inference": held})
+    assert sockets["grpc_inference"] is held
+    sockets.close()

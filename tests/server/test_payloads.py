@@ -30,6 +30,7 @@ from ringserve.shm.layout import (
 from ringserve.shm.segment import Segment
 from ringserve.shm.spool import Spool
 
+FIXED_DTYPES = sorted(ITEM_BYTES.keys() - {"bfloat16"})
 ROWS = 4
 REGION = 1 << 16
 
@@ -57,6 +58,7 @@ requests = st.builds(
     body=st.binary(max_size=300),
     parts=st.none() | st.lists(form_parts, max_size=4),
     placed=st.none(),
+    tensors=st.none(),
     query=st.lists(form_parts, max_size=3),
 )
 
@@ -197,7 +199,7 @@ def typed_rows(draw: st.DrawFn) -> tuple[Signature, list[list[np.ndarray]]]:
     specs = []
     for number in range(draw(st.integers(1, 3))):
         shape = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
-        specs.append(TensorSpec(f"input-{number}", draw(st.sampled_from(sorted(ITEM_BYTES))), shape))
+        specs.append(TensorSpec(f"input-{number}", draw(st.sampled_from(FIXED_DTYPES)), shape))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     rows = [
         [np.asarray(random.integers(0, 2, spec.shape) * random.integers(0, 100)).astype(spec.dtype) for spec in specs]
@@ -393,7 +395,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.sampled_from(sorted(ITEM_BYTES)), st.sampled_from([(), (1,), (2,), (2, 2)]), json_values)
+@given(st.sampled_from(FIXED_DTYPES), st.sampled_from([(), (1,), (2,), (2, 2)]), json_values)
 def test_any_json_is_a_row_or_a_refusal(dtype: str, shape: tuple[int, ...], value: object) -> None:
     try:
         payload: TypedPayload = TypedEncoder(spec_of(dtype, *shape)).encode(

@@ -259,7 +259,7 @@ def test_rows_without_bytes_say_what_they_are_in_their_lines(slab: Slab) -> None
     assert slab.table[:3, REPLY_FLAGS].tolist() == [0, FLAG_NOT_COMPUTED, FLAG_ERROR]
 
 
-@pytest.mark.parametrize("dtype", ITEM_BYTES)
+@pytest.mark.parametrize("dtype", sorted(ITEM_BYTES.keys() - {"bfloat16"}))
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
 def test_a_typed_row_reads_as_its_json_value(dtype: str, shape: tuple[int, ...]) -> None:
     spec = TensorSpec("y", dtype, shape)

@@ -13,7 +13,10 @@ from ringserve.server.dispatch import Dispatcher
 from ringserve.server.limits import Limits
 from ringserve.server.routes.targets import asked_for, find
 from ringserve.server.routing import RouteTable, Target
+from ringserve.server.scheduling.dispatcher import ScheduledDispatcher
+from ringserve.server.scheduling.rules import Scheduling, SequenceScheduling
 from ringserve.server.sequences.dispatcher import SequenceDispatcher
+from ringserve.server.sequences.tensor_dispatcher import TensorSequenceDispatcher
 from ringserve.server.tickets import TicketDispatcher
 
 REQUEST = InferRequest("id", "", {}, b"")
@@ -64,6 +67,9 @@ def test_a_model_has_a_path_of_its_own_and_one_for_each_version() -> None:
         "/explanations/m": Target(two, "m", "2.0", False, explained, True),
         "/v1/models/m:predict": Target(two, "m", "2.0", False, PREDICTS),
         "/v1/models/m:explain": Target(two, "m", "2.0", False, EXPLAINS, True),
+        "/v2/models/m/infer": Target(two, "m", "2.0", False, PREDICTS, tensors=True),
+        "/v2/models/m/versions/1.0/infer": Target(one, "m", "1.0", True, PREDICTS, tensors=True),
+        "/v2/models/m/versions/2.0/infer": Target(two, "m", "2.0", True, PREDICTS, tensors=True),
     }
     assert applied.new == [1, 2]
 
@@ -73,7 +79,7 @@ def test_literal_paths_mean_what_reading_them_says() -> None:
     for path, target in applied.apply(routes(version(1), version(2, name="2.0"), version(3, "m:predict"))).items():
         asked = asked_for(path)
         assert asked is not None
-        assert find(applied.table, asked, asked.model) == target
+        assert find(applied.table, asked, asked.model) == target._replace(tensors=False)
 
 
 @pytest.mark.parametrize(("at_startup", "expected"), [([], ""), (["a"], "a"), (["a", "b"], ""), (["c"], "c")])
@@ -167,6 +173,22 @@ def test_how_a_version_wants_to_be_asked_says_which_dispatcher_it_has() -> None:
     applied = Applied()
     stateful = msgspec.structs.replace(version(2, "stateful"), sequences=SequenceRules(500, 3))
     ticketed = msgspec.structs.replace(version(3, "ticketed"), tickets=True)
-    applied.apply(routes(version(1), stateful, ticketed))
-    kinds = {key: type(dispatcher) for key, dispatcher in applied.table.dispatchers.items()}
-    assert kinds == {1: Dispatcher, 2: SequenceDispatcher, 3: TicketDispatcher}
+    usual = msgspec.structs.replace(version(4, "usual"), scheduling=Scheduling(8, batches=True))
+    alone = msgspec.structs.replace(version(5, "alone"), scheduling=Scheduling(8))
+    rules = Scheduling(8, batches=True, sequences=SequenceScheduling(oldest=True, places=4))
+    told = msgspec.structs.replace(stateful, key=6, model="told", scheduling=rules)
+    applied.apply(routes(version(1), stateful, ticketed, usual, alone, told))
+    kinds = [type(dispatcher) for _, dispatcher in sorted(applied.table.dispatchers.items())]
+    expected = [Dispatcher, SequenceDispatcher, TicketDispatcher, Dispatcher, ScheduledDispatcher]
+    assert kinds == [*expected, TensorSequenceDispatcher]
+
+
+def test_a_configuration_that_its_model_completes_holds_from_then_on() -> None:
+    applied = Applied()
+    alone = msgspec.structs.replace(version(1), scheduling=Scheduling(8))
+    applied.apply(routes(alone))
+    before = applied.table.dispatchers[1]
+    applied.apply(routes(msgspec.structs.replace(alone, scheduling=Scheduling(8, batches=True))))
+    assert applied.table.dispatchers[1] is before
+    assert isinstance(before, ScheduledDispatcher)
+    assert before.rules == Scheduling(8, batches=True)

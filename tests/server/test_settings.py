@@ -46,6 +46,23 @@ def test_an_open_address_without_tokens_needs_a_word_of_consent(tmp_path: Path, 
     check(settings_for(tmp_path, **changes, insecure=True))
 
 
+@pytest.mark.parametrize("which", ["grpc_inference", "grpc_management"])
+def test_so_does_one_of_grpc(tmp_path: Path, which: str) -> None:
+    changes = {f"{which}_address": "0.0.0.0", "disable_token_authorization": True}
+    with pytest.raises(ConfigError, match=f"^{which}_address: expected a loopback address, got grpc://0.0.0.0:707"):
+        check(settings_for(tmp_path, **changes))
+    check(settings_for(tmp_path, **changes, insecure=True))
+    check(settings_for(tmp_path, **changes, enable_grpc=False))
+
+
+def test_the_listeners_of_grpc_have_a_port_each(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^grpc_management_port: expected another port than grpc_inference_port, got 7070"
+    ):
+        check(settings_for(tmp_path, grpc_management_port=7070))
+    check(settings_for(tmp_path, grpc_inference_port=0, grpc_management_port=0))
+
+
 def test_what_no_single_key_shows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^Missing mandatory parameter --model-store$"):
         check(Settings())
@@ -56,6 +73,23 @@ def test_what_no_single_key_shows_is_refused(tmp_path: Path) -> None:
 def test_both_apis_may_have_one_address(tmp_path: Path) -> None:
     same = Address("127.0.0.1", 8080)
     check(settings_for(tmp_path, inference_address=same, management_address=same))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"load_models_by_name": ("a",)}, "--load-model: expected model_control_mode=explicit"),
+        (
+            {"load_models_by_name": ("*", "a"), "model_control_mode": "explicit"},
+            "--load-model: expected \\* alone, got it with 1 more",
+        ),
+        ({"model_config_name": "../a"}, "model_config_name: expected a file's name without .pbtxt"),
+        ({"trace_level": "TIMESTAMPS"}, "trace_file: expected the name of a file"),
+    ],
+)
+def test_what_only_makes_sense_together_is_refused_alone(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(settings_for(tmp_path, **changes))
 
 
 def test_an_address_without_a_port_has_torchserves() -> None:

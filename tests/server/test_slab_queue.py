@@ -22,7 +22,7 @@ TYPED = Signature((TensorSpec("x", "uint8", (4,)),), (TensorSpec("y", "uint8", (
 @pytest.fixture(autouse=True)
 def every_body_lands(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short it is."""
-    monkeypatch.setattr("ringserve.server.dispatch.LANDED_BYTES_MIN", 1)
+    monkeypatch.setattr("ringserve.server.intake.LANDED_BYTES_MIN", 1)
 
 
 def landing(stage: "Stage", body_bytes: int = 4) -> Landing:

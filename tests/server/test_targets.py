@@ -61,6 +61,7 @@ def refusal(path: str, table: RouteTable = TABLE) -> tuple[int, str]:
         ("/v1/models/m:predict", M2, False, {"explain": "False"}),
         ("/v1/models/m%3Aexplain/", M2, False, {"explain": "True"}),
         ("/v2/models/m/infer", M2, False, {"explain": "False"}),
+        ("/v2/models/m/versions/1.0/infer", M1, True, {"explain": "False"}),
         ("/v2/models/m/explain", M2, False, {"explain": "True"}),
         ("/models/m/invoke", M2, False, {}),
         ("/m/predict", M2, False, {}),
@@ -93,7 +94,7 @@ def test_a_route_means_a_version_and_tells_the_handler_how_it_was_asked(
         *("/predictions", "/predictions/", "/explanations", "/Predictions/m", "/invocations/m", "/invocations/predict"),
         *("/models", "/models/m", "/models/m/1.0", "/models/m/1.0/invoke", "/models/m/invoke/x", "/models/predict"),
         *("/v1/models/m", "/v1/models/m:other", "/v1/models/predict", "/v1/models/m:predict/x", "/v1/predict"),
-        *("/v2", "/v2/models/m", "/v2/models/m/ready", "/v2/models/m/infer/x", "/v2/models/m/versions/1.0/infer"),
+        *("/v2", "/v2/models/m", "/v2/models/m/ready", "/v2/models/m/infer/x", "/v2/models/m/versions/1.0/explain"),
         *("/m", "/predict", "//predict", "/m/Predict", "/m/predict/x", "/m/1.0/predict/x", "/a/b/c/predict"),
     ],
 )

@@ -259,6 +259,55 @@ def test_a_typed_model_is_given_arrays_and_describes_itself(tmp_path: Path) -> N
     assert "x" in json.loads(wrong.stdout[: wrong.stdout.index("}") + 1])["message"]
 
 
+COUNTS = """
+import numpy as np
+
+
+class Counts:
+    def predict(self, inputs):
+        for number in range(int(inputs["n"][0])):
+            yield {"texts": np.array([f"{number} of {len(inputs['n'])}"], dtype=object)}
+"""
+COUNTS_CONFIG = """
+backend: python
+model_transaction_policy: {decoupled: true}
+input:
+  - {name: n, data_type: TYPE_INT32, dims: [-1]}
+output:
+  - {name: texts, data_type: TYPE_STRING, dims: [1]}
+"""
+LONGEST = """
+class Longest:
+    def predict(self, inputs):
+        return {"length": inputs["x"].max(axis=1, keepdims=True)}
+"""
+LONGEST_CONFIG = """
+backend: python
+max_batch_size: 4
+input:
+  - {name: x, data_type: TYPE_FP32, dims: [-1]}
+output:
+  - {name: length, data_type: TYPE_FP32, dims: [1]}
+"""
+
+
+@pytest.mark.process
+def test_tensors_of_any_size_and_answers_of_any_number_are_shown_as_json(tmp_path: Path) -> None:
+    (tmp_path / "counts.py").write_text(COUNTS)
+    (tmp_path / "counts.yaml").write_text(COUNTS_CONFIG)
+    (tmp_path / "longest.py").write_text(LONGEST)
+    (tmp_path / "longest.yaml").write_text(LONGEST_CONFIG)
+    (tmp_path / "a.json").write_text("[2, 1]")
+    (tmp_path / "b.json").write_text("[1, 7, 3]")
+    counted = asked("counts.py", "-c", "counts.yaml", "--input", "a.json", cwd=tmp_path)
+    assert counted.stdout.split("\n") == ['["0 of 2"]', '["1 of 2"]', "", ""], (
+        "lines as in a server, and the end of the answer"
+    )
+    both = ["--batch", "--input", "a.json", "--input", "b.json"]
+    longest = asked("longest.py", "-c", "longest.yaml", *both, cwd=tmp_path)
+    assert longest.stdout == "[2.0]\n[7.0]\n"
+
+
 STOPS = """
 def handle(data, context):
     if data is None:

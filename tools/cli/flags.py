@@ -24,14 +24,24 @@ _OPTIONS = (
         "--model-control-mode",
         type=click.Choice(MODEL_CONTROL_MODES[1:]),
         help="watch: serve what lies in the folder as it comes and goes; poll: the same without reports of the file "
-        "system; explicit: only what the management API registers; none: only --models.",
+        "system; explicit: only what is registered over the management API, or loaded by its name; none: only --models.",
     ),
     click.option("--repository-poll-s", type=click.IntRange(min=1), help="Seconds between two looks of `poll`."),
     click.option("--models", multiple=True, help="`all`, or `name=location` or `location`, one or more."),
+    click.option(
+        "--load-model",
+        multiple=True,
+        help="A model of the folder to load at the start, by name, one or more; `*`: all. With --model-control-mode explicit.",
+    ),
+    click.option("--model-config-name", help="Read configs/NAME.pbtxt of the models that have it, not config.pbtxt."),
+    click.option("--disable-auto-complete-config", is_flag=True, help="Models add nothing to their configuration."),
     click.option("--ts-config", type=_FOLDER, help="A config.properties."),
     click.option(
         "--frontends", type=click.IntRange(min=1), help="Front-end processes; by default as the processors allow."
     ),
+    click.option("--grpc-frontends", type=click.IntRange(min=1), help="Front-end processes of gRPC; by default one."),
+    click.option("--grpc-inference-port", type=click.IntRange(0, 65_535), help="By default 7070."),
+    click.option("--grpc-management-port", type=click.IntRange(0, 65_535), help="By default 7071."),
     # The short form is what TorchServe's users write.
     click.option(
         "--no-config-snapshots",
@@ -81,6 +91,8 @@ def told(context: click.Context) -> dict[str, object]:
     if "--models" in given:
         words = (*context.params["models"], *more)
         given["--models"] = tuple(entry for word in words for entry in word.split(",") if entry)
+    if "--load-model" in given:
+        given["--load-model"] = tuple(context.params["load_model"])
     if "--model-store" in given and "--model-repository" in given:
         raise click.UsageError("--model-store and --model-repository name the same folder: expected one of them.")
     return given
