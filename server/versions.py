@@ -69,7 +69,9 @@ class Versions:
         self._draining = False
         self.sequences = Sequences(lambda: self.fleet)
         self.not_loaded: set[str] = set()  # models that were asked for by name, and could not be loaded the last time
-        self.leaving: Callable[[ModelVersion, str], None] = lambda version, why: None  # told of versions as they are taken out
+        self.leaving: Callable[[ModelVersion, str], None] = lambda version, why: (
+            None
+        )  # told of versions as they are taken out
 
     # ---- in
 

@@ -423,7 +423,16 @@ Scenario = Callable[[Stage], Awaitable[None]]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What the front end and the rings take for the time."""
     made = Clock()
-    server = ("dispatch", "intake", "slab_queue", "inflight", "deadlines", "limits", "sequences.waiting", "sequences.dispatcher")
+    server = (
+        "dispatch",
+        "intake",
+        "slab_queue",
+        "inflight",
+        "deadlines",
+        "limits",
+        "sequences.waiting",
+        "sequences.dispatcher",
+    )
     scheduling = ("scheduling.queue", "scheduling.dispatcher", "sequences.tensors", "sequences.tensor_dispatcher")
     for module in (*(f"server.{name}" for name in (*server, *scheduling)), "shm.ring"):
         monkeypatch.setattr(f"ringserve.{module}.time", made)

@@ -82,7 +82,10 @@ MANIFEST: dict[str, object] = {"model": {"modelName": "m", "list": [1, 2.5, None
 MESSAGES: list[tuple[object, Message | Emitted]] = [
     (ToFrontEnd, ServeHttp(6_553_500, "0.1.0", 60, 120, 60, 2)),
     (BuildEnvironment, BuildEnvironment("/env", ("/site",), "/model/requirements.txt", "/model", False)),
-    (ToFrontEnd, ServeGrpc(GrpcListener("::1", 7070, 5, 6), GrpcListener("127.0.0.1", 7071), 99, "0.1.0", 2, "/s", tls=True)),
+    (
+        ToFrontEnd,
+        ServeGrpc(GrpcListener("::1", 7070, 5, 6), GrpcListener("127.0.0.1", 7071), 99, "0.1.0", 2, "/s", tls=True),
+    ),
     (ToFrontEnd, Routes(3, True, {"m": ModelRoute("1.0", {"1.0": ROUTE})}, False, (ROUTE,))),
     (ToFrontEnd, Keys(4, (Credential("a-key-of-mine", float("inf")),), (Credential("another", 5.5),))),
     (ToFrontEnd, UseCertificate()),
