@@ -236,7 +236,7 @@ def test_files_that_come_with_a_load_are_the_whole_model(client: Any) -> None:
         client.load_model("brought", files=files)
     for name in ("file:../model.py", "file:/model.py", f"file:{'A' * 256}"):
         with pytest.raises(
-            InferenceServerException, match="failed to load 'brought', failed to poll.*Invalid file path"
+            InferenceServerException, match=r"failed to load 'brought', failed to poll.*Invalid file path"
         ):
             client.load_model("brought", config=json.dumps(override), files={name: b""})
     assert infer(client, "brought") == [7.0, 7.0]

@@ -30,8 +30,9 @@ def test_what_protoc_refuses_is_said_with_its_words(tmp_path: Path) -> None:
 
 
 def test_our_messages_live_in_one_process_with_a_client_that_defines_the_same_names() -> None:
-    from ringserve.protocol.grpc import open_inference_pb2
     from tritonclient.grpc import service_pb2
+
+    from ringserve.protocol.grpc import open_inference_pb2
 
     ours = open_inference_pb2.ModelInferRequest(model_name="m", id="1")
     assert ours.DESCRIPTOR.full_name == service_pb2.ModelInferRequest.DESCRIPTOR.full_name
