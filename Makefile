@@ -2,11 +2,12 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 STRESS_S ?= 600
+KSERVE ?= .venv-kserve
 JOBS   ?= 2
 FOLDERS := protocol shm backends server tools
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve test test-small-shm check bench startup stress docs proto clean
+.PHONY: help dev serve test test-small-shm check bench startup stress kserve docs proto clean
 
 help:
 	@echo "make serve   install, build the sample archives, start the server on them, show a prediction"
@@ -16,6 +17,7 @@ help:
 	@echo "make startup command to first prediction, and what an idle server costs; beside TorchServe with PEERS=VENV"
 	@echo "make test-small-shm  every test with little and with no /dev/shm"
 	@echo "make stress  a real server under everything at once, for STRESS_S=600 seconds"
+	@echo "make kserve  what KServe's client gets from a server; installs it into $(KSERVE), 450 MB"
 	@echo "make docs    whether the files, flags, keys and examples in README.md and docs/ exist and are taken"
 	@echo "make proto   make the modules of protocol/grpc/*.proto anew"
 	@echo "make dev     install into $(VENV), nothing else"
@@ -57,6 +59,15 @@ test-small-shm: dev
 stress: dev
 	$(BIN)/python tests/stress/stress.py --seconds $(STRESS_S) --front-ends 2 --workers 3 $(if $(SEED),--seed $(SEED))
 
+# An environment of its own: the client wants other versions than ours.
+$(KSERVE)/.installed:
+	$(PYTHON) -m venv $(KSERVE)
+	$(KSERVE)/bin/pip install --quiet --disable-pip-version-check 'kserve==0.21.*'
+	touch $@
+
+kserve: dev $(KSERVE)/.installed
+	$(BIN)/python -P tests/e2e/kserve/run.py $(KSERVE)/bin/python
+
 docs: dev
 	$(BIN)/pytest -q tests/test_docs.py
 
@@ -65,6 +76,6 @@ proto: dev
 	$(BIN)/python -P -m ringserve.tools.make_proto
 
 clean:
-	rm -rf $(VENV) .typing .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info logs
+	rm -rf $(VENV) $(KSERVE) .typing .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find model_repository -mindepth 1 ! -name README.md -delete

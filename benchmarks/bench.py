@@ -24,6 +24,7 @@ from benchmarks.front_ends import FrontEnds
 from benchmarks.large_bodies import LargeBodies
 from benchmarks.measuring import Conditions, Experiment
 from benchmarks.metrics_cost import MetricsCost
+from benchmarks.open_inference import OpenInference
 from benchmarks.overload import Overload
 from benchmarks.small_rows import SmallRows
 
@@ -33,6 +34,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "front-ends": FrontEnds,
     "overload": Overload,
     "metrics": MetricsCost,
+    "v2": OpenInference,
 }
 
 

@@ -1,9 +1,10 @@
 """Ceiling 1: Sanic answering without a model. The body is received, the answer is a constant.
 
-python benchmarks/ceiling_app.py PORT ANSWER
+python benchmarks/ceiling_app.py PORT ANSWER_FILE
 """
 
 import sys
+from pathlib import Path
 
 from sanic import HTTPResponse, Request, Sanic
 
@@ -19,5 +20,5 @@ async def predict(request: Request) -> HTTPResponse:
 
 
 if __name__ == "__main__":
-    answer = sys.argv[2].encode()
+    answer = Path(sys.argv[2]).read_bytes()
     app.run(host="127.0.0.1", port=int(sys.argv[1]), single_process=True, access_log=False, motd=False)

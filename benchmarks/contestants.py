@@ -159,6 +159,7 @@ def ringserve(
         "metrics_address": f"http://{HOST}:{metrics}",
         "job_queue_size": 1000,
         "frontends": 1,
+        "enable_grpc": "false",
         **(settings or {}),
     }
     (home / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
@@ -172,20 +173,21 @@ def ringserve(
 @contextmanager
 def sanic_without_a_model(body: bytes, answer: bytes, directory: Path) -> Iterator[Target]:
     """Ceiling 1. It answers everything with the one right answer, so a body of ours costs what a real one does."""
-    log = directory / "ceiling.log"
     (port,) = free_ports(1)
-    command = [sys.executable, str(ROOT / "benchmarks" / "ceiling_app.py"), str(port), answer.decode()]
+    log, file = directory / f"ceiling-{port}.log", directory / f"answer-{port}"
+    file.write_bytes(answer)
+    command = [sys.executable, str(ROOT / "benchmarks" / "ceiling_app.py"), str(port), str(file)]
     with process(command, directory, log) as child:
         wait_until(lambda: ask(f"http://{HOST}:{port}/predict", body) == answer, child, log)
         yield Target(port, "/predict", child.pid)
 
 
-def front_end_pids(target: Target) -> list[int]:
-    """The processes of our server that take requests."""
+def front_end_pids(target: Target, module: str = FRONT_END) -> list[int]:
+    """The processes of our server that take requests, by default those over HTTP."""
     found = []
     for child in psutil.Process(target.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if FRONT_END in child.cmdline():
+            if module in child.cmdline():
                 found.append(child.pid)
     return sorted(found)
 

@@ -39,12 +39,14 @@ IDLE_CORE_MAX = 0.005
 RATIO_MAX = 1.0
 
 
-def configuration(home: Path) -> tuple[int, Path]:
-    """The inference port, and a file with three free addresses."""
-    ports = free_ports(3)
+def configuration(home: Path, *, grpc: bool = True) -> tuple[int, Path]:
+    """The inference port, and a file with free addresses; gRPC can be switched off with ours only."""
+    *ports, grpc_inference, grpc_management = free_ports(5)
     path = home / "config.properties"
     names = ("inference", "management", "metrics")
     lines = [f"{name}_address=http://{HOST}:{port}\n" for name, port in zip(names, ports, strict=True)]
+    lines += [f"grpc_inference_port={grpc_inference}\n", f"grpc_management_port={grpc_management}\n"]
+    lines += [] if grpc else ["enable_grpc=false\n"]
     path.write_text("".join([*lines, "default_workers_per_model=1\n"]))
     return ports[0], path
 
@@ -105,7 +107,7 @@ def measure_idleness(command: list[str]) -> tuple[int, int, float]:
     """Of our server without models: resident and proportional bytes of all its processes, and how much of a core they use."""
     with homes(["idle"]) as found:
         home = found["idle"]
-        port, _ = configuration(home)
+        port, _ = configuration(home, grpc=False)
         with process(command, home, home / "server.log") as child:
             end_s = time.monotonic() + READY_S_MAX
             while "Model server started." not in (home / "server.log").read_text():
