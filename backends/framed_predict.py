@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ringserve.backends.contract import Batch, ContractBroken, TensorResult
-from ringserve.backends.failures import prediction_failure
+from ringserve.backends.failures import LOGGER, prediction_failure
 from ringserve.backends.framed_model import checked_outputs, groups_of, results_of, wanted_outputs
 from ringserve.backends.predict_context import PredictContext
 from ringserve.backends.typed_model import refuse_outputs
@@ -131,7 +131,14 @@ class FramedPredict:
             if self._send_next(batch, stream):
                 live.append(stream)
             else:
-                stream.parts.close()
+                self._end(stream)
+
+    def _end(self, stream: "_Stream") -> None:
+        """What the model raises while it clears up is nobody's answer any more, and not the end of the other requests."""
+        try:
+            stream.parts.close()
+        except BaseException:  # noqa: BLE001 - as in `_called`
+            LOGGER.exception("The model %s raised while its generator was closed", self._name)
 
     def _send_next(self, batch: Batch, stream: "_Stream") -> bool:
         """Returns whether there may be another."""

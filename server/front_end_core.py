@@ -192,8 +192,7 @@ class FrontEndCore:
             case SequencesTold():
                 pass_on(message, dispatchers, self._tell)
             case ShareRegion():
-                self.regions.share(message.name, Region(message.name, fds[0], message.offset, message.size_bytes))
-                self._tell(Applied(message.epoch))
+                self._share_region(message, fds)
             case ShareCudaRegion():
                 self._share_cuda(message)
             case DropRegions():
@@ -224,6 +223,14 @@ class FrontEndCore:
             self._answer_last()
         self._routed.set()
         self._tell(Applied(routes.epoch))
+
+    def _share_region(self, message: ShareRegion, fds: list[int]) -> None:
+        if not fds:  # the kernel dropped it
+            logger.error("shared memory region %s is not here: too many files are open", message.name)
+            self._tell(RegionRefused(message.epoch, "too many files are open"))
+            return
+        self.regions.share(message.name, Region(message.name, fds[0], message.offset, message.size_bytes))
+        self._tell(Applied(message.epoch))
 
     def _share_cuda(self, message: ShareCudaRegion) -> None:
         from ringserve.server.open_inference.cuda_memory import CudaRegion  # ctypes is for those who need it

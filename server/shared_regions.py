@@ -7,6 +7,7 @@ ask any of them from then on. A front end that is started later is given all of 
 
 import asyncio
 import os
+import resource
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -91,22 +92,34 @@ class SharedRegions:
             region = read(name, body)
             try:
                 self._check_free(name)
-                refusals = [
-                    each for each in await self.tell_all(region.message, region.fds) if isinstance(each, RegionRefused)
-                ]
-                if refusals:
-                    await self.tell_all(lambda epoch: DropRegions(epoch, (name,)))
-                    raise BadRequest(f"failed to register {kind} shared memory region '{name}': {refusals[0].cause}")
             except BaseException:
                 _close(region.fds)
                 raise
+            # Before anybody is told: a front end that starts meanwhile is not among those, and gets what is here.
             self._regions[name] = region
+            try:
+                await self._tell_of(region)
+            except BaseException:
+                del self._regions[name]
+                _close(region.fds)
+                raise
+
+    async def _tell_of(self, region: SystemRegion | CudaRegion) -> None:
+        """Raises `BadRequest` when a front end cannot open it, after all have dropped it."""
+        refusals = [each for each in await self.tell_all(region.message, region.fds) if isinstance(each, RegionRefused)]
+        if refusals:
+            await self.tell_all(lambda epoch: DropRegions(epoch, (region.name,)))
+            raise BadRequest(
+                f"failed to register {region.kind} shared memory region '{region.name}': {refusals[0].cause}"
+            )
 
     def _check_free(self, name: str) -> None:
         if name in self._regions:
             raise AlreadyExists(f"shared memory region '{name}' already in manager")
-        if len(self._regions) >= REGIONS_MAX:
-            raise BadRequest(f"cannot register shared memory region '{name}': {REGIONS_MAX} are registered already")
+        # A quarter of the files that a process may open: connections and workers need the others.
+        most = min(REGIONS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        if len(self._regions) >= most:
+            raise BadRequest(f"cannot register shared memory region '{name}': {most} are registered already")
 
     async def unregister(self, name: str, kind: str) -> None:
         """Forget a region, or with "" all of that kind; one that nobody knows is forgotten already. Raises `Unsupported` where no client
@@ -119,12 +132,15 @@ class SharedRegions:
                     f"The region named '{name}' is registered as {other} shared memory, not {kind} shared memory"
                 )
             leaving = [each for each in self._regions.values() if each.kind == kind and name in ("", each.name)]
-            if leaving:
-                names = tuple(each.name for each in leaving)
-                await self.tell_all(lambda epoch: DropRegions(epoch, names))
-            for each in leaving:
+            for each in leaving:  # before the others are told, as with a registration
                 del self._regions[each.name]
-                _close(each.fds)
+            try:
+                if leaving:
+                    names = tuple(each.name for each in leaving)
+                    await self.tell_all(lambda epoch: DropRegions(epoch, names))
+            finally:
+                for each in leaving:
+                    _close(each.fds)
 
     def status(self, name: str, kind: str) -> list[dict[str, Any]]:
         """The regions of one kind, or with a name that one. Raises `NotFound`."""

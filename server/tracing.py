@@ -18,6 +18,7 @@ from ringserve.shm.spool import Spool
 
 # Traces are told together, after so long or when there are so many; more than the most are not kept.
 TELL_S, TELL_MAX, KEPT_MAX = 0.05, 100, 5000
+REQUEST_ID_CHARACTERS_MAX = 256  # of what clients call their requests, in a trace
 
 
 class FrontEndTracing:
@@ -104,7 +105,9 @@ class _Sampler:
             return self._submit(request, spool)
         came_ns = monotonic_ns()
         pending = self._submit(request, spool)
-        pending.add_done_callback(partial(self._ended, request.request_id, came_ns, monotonic_ns()))
+        pending.add_done_callback(
+            partial(self._ended, request.request_id[:REQUEST_ID_CHARACTERS_MAX], came_ns, monotonic_ns())
+        )
         return pending
 
     def _ended(self, request_id: str, came_ns: int, queued_ns: int, pending: "asyncio.Future[object]") -> None:

@@ -29,7 +29,7 @@ def check_key(key: str) -> str:
     """The object's name without its slashes. Raises `RegionError` for what names none, or could lead elsewhere."""
     name = key.lstrip("/")
     if not name or name in (".", ".."):
-        raise RegionError(f"invalid shm key '{key}'")
+        raise RegionError(f"invalid shm key '{key[:KEY_BYTES_MAX]}'")
     if "/" in name or "\0" in name or len(os.fsencode(name)) > KEY_BYTES_MAX:
         raise RegionError(f"invalid shm key '{key[:KEY_BYTES_MAX]}'")
     if name.startswith(NAME_PREFIX):

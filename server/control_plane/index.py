@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ringserve.server.repository.version_policy import version_key
 
 UNLOADED = "unloaded"
+REASON_CHARACTERS_MAX = 8192  # of what a model says why it cannot be loaded: the index is remembered and read whole
 NO_WORKERS = "it has no workers: scale it over the management API"
 
 
@@ -33,13 +34,18 @@ class Indexed(NamedTuple):
 _ORDER = (State.READY, State.LOADING, State.UNLOADING, State.UNAVAILABLE)
 
 
+def shortened(reason: str) -> str:
+    """As much of it as is kept: its beginning."""
+    return reason if len(reason) <= REASON_CHARACTERS_MAX else f"{reason[:REASON_CHARACTERS_MAX]} ..."
+
+
 def state_of_workers(ready: int, wanted: int, reason: str | None) -> tuple[State, str]:
     """Of a version that can be asked for: `reason` is why its workers could not load, None or empty while they may yet."""
     if ready:
         return State.READY, ""
     if not wanted:
         return State.UNAVAILABLE, NO_WORKERS
-    return (State.UNAVAILABLE, reason) if reason else (State.LOADING, "")
+    return (State.UNAVAILABLE, shortened(reason)) if reason else (State.LOADING, "")
 
 
 def repository_index(

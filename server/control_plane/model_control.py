@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ringserve.protocol.errors import BadRequest, Internal, RingServeError, ShuttingDown
-from ringserve.server.control_plane.index import UNLOADED, Indexed, State, repository_index, state_of_workers
+from ringserve.server.control_plane.index import UNLOADED, Indexed, State, repository_index, shortened, state_of_workers
 from ringserve.server.control_plane.load_request import NOT_POLLED, LoadRequest, write_files
 from ringserve.server.management import ChangeModel, Management
 from ringserve.server.registration import Dropped
@@ -226,8 +226,9 @@ class ModelControl:
         """The sentence for whoever asked, after the index has been told."""
         self._versions.not_loaded.add(model)
         self._versions.announce()
-        self._remember(Indexed(model, label, State.UNAVAILABLE, error.message))
-        said = f"version {label} is at UNAVAILABLE state: {error.message};" if label else f"{error.message};"
+        why = shortened(error.message)
+        self._remember(Indexed(model, label, State.UNAVAILABLE, why))
+        said = f"version {label} is at UNAVAILABLE state: {why};" if label else f"{why};"
         return BadRequest(f"load failed for model '{model}': {said}")
 
     async def _stage(
@@ -371,7 +372,7 @@ class ModelControl:
         """A version is being taken out, whoever wants that."""
         place = version.name, version.version
         if why:
-            self._remember(Indexed(*place, State.UNAVAILABLE, why))
+            self._remember(Indexed(*place, State.UNAVAILABLE, shortened(why)))
         elif self._management.registry.holds(version):
             self._remember(Indexed(*place, State.UNLOADING))
             self._in_background(version)

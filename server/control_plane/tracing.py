@@ -5,7 +5,10 @@ end. With a log frequency of n there is one file for every n traces, `<file>.0` 
 """
 
 import asyncio
+import errno
 import logging
+import os
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,20 +130,57 @@ class TraceFile:
 
     def _next(self, frequency: int) -> None:
         """Go on in another file."""
-        self._frequency, self._count = frequency, 0
-        self._open = self.path
+        self._open = None  # until there is one
+        path = self.path
         if frequency:
-            self._open = self.path.with_name(f"{self.path.name}.{self._index}")
+            path = self.path.with_name(f"{self.path.name}.{self._index}")
             self._index += 1
-        self._open.write_bytes(b"[]")
+        fd = _opened(path)
+        try:
+            os.ftruncate(fd, 0)
+            _write(fd, b"[]", 0)
+        finally:
+            os.close(fd)
+        self._open, self._frequency, self._count = path, frequency, 0
 
     def _flush(self, lines: list[bytes]) -> None:
+        """Whoever moved or emptied the file gets a new one; what a full disk cuts off is taken back."""
         if not lines or self._open is None:
             return
-        with self._open.open("r+b") as file:
-            at = file.seek(-1, 2)
-            file.write((b"," if at > 1 else b"") + b",".join(lines) + b"]")
+        fd = _opened(self._open)
+        try:
+            end = os.fstat(fd).st_size - 1
+            if end < 1 or os.pread(fd, 1, end) != b"]":
+                os.ftruncate(fd, 0)
+                _write(fd, b"[]", 0)
+                end = 1
+            try:
+                _write(fd, (b"," if end > 1 else b"") + b",".join(lines) + b"]", end)
+            except OSError:
+                os.ftruncate(fd, end)
+                _write(fd, b"]", end)
+                raise
+        finally:
+            os.close(fd)
         lines.clear()
+
+
+def _opened(path: Path) -> int:
+    """A descriptor for reading and writing, of a file that is made where there is none. Nobody waits for a pipe's other end: what is
+    no file raises `OSError`."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no file")
+    return fd
+
+
+def _write(fd: int, data: bytes, at: int) -> None:
+    """All of it."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, at)
+        at, rest = at + count, rest[count:]
 
 
 def rendered(trace: Trace, number: int) -> tuple[dict[str, Any], dict[str, Any]]:

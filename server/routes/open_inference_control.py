@@ -100,7 +100,9 @@ class ControlRoutes:
 
     async def _load(self, request: Request, model: str) -> None:
         check_model_name(model)
-        wanted = read_load_request(await read_json(request))
+        body = await read_json(request)
+        large = len(request.body) > LARGE_BYTES  # files, perhaps
+        wanted = await asyncio.to_thread(read_load_request, body) if large else read_load_request(body)
         await self._to_its_end(self._plane.models.load(model, wanted))
 
     async def _unload(self, request: Request, model: str) -> None:

@@ -223,6 +223,19 @@ def test_a_client_that_leaves_ends_its_generator(run: Run) -> None:
     assert len(sent.answers) == 2
 
 
+@pytest.mark.parametrize("ending", ["raise SystemExit", "yield {'y': inputs['x']}"])
+def test_a_generator_that_fails_as_it_is_closed_leaves_the_other_requests(run: Run, ending: str) -> None:
+    sent = Sent({0: 1})
+    lines = (
+        "try:",
+        "    for _ in range(3): yield {'y': inputs['x']}",
+        "finally:",
+        f"    if inputs['x'][0, 0]: {ending}",
+    )
+    run(model_class("inputs", *lines), DECOUPLED, call([[1]]), call([[0]]), control=sent)
+    assert [final for row, _, _, final in sent.answers if row == 1] == [False, False, False, True]
+
+
 def test_a_generator_that_raises_ends_its_request_only(run: Run) -> None:
     """After what it has said before."""
     sent = Sent()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -170,6 +171,31 @@ def test_front_ends_that_cannot_be_told_leave_nothing_registered(key: str) -> No
         asyncio.run(regions.register("mine", {"key": key, "byte_size": 8}))
     assert regions.status("", SYSTEM) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_front_end_that_starts_while_others_are_told_has_what_they_will_have(key: str) -> None:
+    regions = SharedRegions(allowed=True)
+    fresh: list[Message] = []
+
+    async def tell(make: Callable[[int], Message], fds: Sequence[int] = ()) -> list[object]:
+        fresh.clear()
+        regions.equip(lambda message, fds: fresh.append(message), 3)
+        return [True]
+
+    regions.tell_all = tell
+    asyncio.run(regions.register("mine", {"key": key, "byte_size": 8}))
+    assert fresh == [ShareRegion(3, "mine", 0, 8)]
+    asyncio.run(regions.unregister("mine", SYSTEM))
+    assert fresh == []
+
+
+def test_connections_and_workers_keep_most_of_the_files_that_may_be_open(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (8, 8))
+    regions, _ = registered(*((name, {"key": key, "byte_size": 8}) for name in "ab"))
+    assert "2 are registered already" in str(refused(regions, "c", {"key": key, "byte_size": 8}))
+    regions.close()
 
 
 HANDLE = {"b64": b64encode(bytes(64)).decode()}

@@ -193,7 +193,8 @@ def test_thousands_of_damaged_requests_do_no_harm(v2_server: ServerProcess) -> N
     assert found.total() == REQUESTS
     assert min(found[200], found[400], found[404]) > REQUESTS // 50, f"requests of every fate: {found}"
     wait_until_free(v2_server, MODELS)
-    wait_until(lambda: len(os.listdir(descriptors)) <= before, 20, "closed connections")
+    # One or two are opened once and kept, whenever they are first needed.
+    wait_until(lambda: len(os.listdir(descriptors)) <= before + 2, 20, "closed connections")
     assert v2_server.workers() == workers, "no worker died of it"
     assert v2_server.front_ends() == [front_end]
     assert resident_bytes(front_end) < pages + (32 << 20), "what is held grows with the requests"

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringserve.protocol.errors import BadRequest, Internal, RingServeError
-from ringserve.server.control_plane.index import NO_WORKERS, Indexed, State, repository_index, state_of_workers
+from ringserve.server.control_plane.index import (
+    NO_WORKERS,
+    REASON_CHARACTERS_MAX,
+    Indexed,
+    State,
+    repository_index,
+    state_of_workers,
+)
 from ringserve.server.control_plane.load_request import (
     FILES_MAX,
     LoadRequest,
@@ -71,6 +78,12 @@ def test_no_line_comes_twice_and_no_model_is_missing(known: list[Indexed], never
 )
 def test_the_state_is_that_of_the_workers(ready: int, wanted: int, reason: str | None, state: object) -> None:
     assert state_of_workers(ready, wanted, reason) == state
+
+
+def test_of_a_long_reason_the_beginning_is_kept() -> None:
+    _, reason = state_of_workers(0, 1, "why " * REASON_CHARACTERS_MAX)
+    assert reason.startswith("why why")
+    assert len(reason) == REASON_CHARACTERS_MAX + len(" ...")
 
 
 # ---- what a load brings

@@ -1,8 +1,11 @@
 """Trace and log settings: what holds, for whom, and what is no setting."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,53 @@ def test_with_a_frequency_files_are_numbered(tmp_path: Path) -> None:
     assert lengths == [4, 4, 2]
     file.add([(trace(), 0)])
     assert len(json.loads((tmp_path / "t.json").read_text())) == 2
+
+
+def versions(file: TraceFile) -> list[int]:
+    return [each["model_version"] for each in json.loads(file.path.read_bytes()) if "model_version" in each]
+
+
+@pytest.mark.parametrize(
+    "spoil", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"[torn")]
+)
+def test_a_file_that_somebody_moves_or_empties_is_begun_anew(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    file = TraceFile(tmp_path / "t.json")
+    file.add([(trace(version="1"), 0)])
+    spoil(file.path)
+    file.add([(trace(version="2"), 0)])
+    assert versions(file) == [2]
+
+
+def test_a_disk_that_is_full_costs_only_the_traces_that_came_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TraceFile(tmp_path / "t.json")
+    file.add([(trace(version="1"), 0)])
+    write = os.pwrite
+
+    def half_of_it(fd: int, data: memoryview, at: int) -> int:
+        if len(data) == 1:
+            return write(fd, data, at)  # there is room for one byte more
+        write(fd, data[: len(data) // 2], at)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", half_of_it)
+    with pytest.raises(OSError, match="No space left"):
+        file.add([(trace(version="2"), 0)])
+    monkeypatch.undo()
+    file.add([(trace(version="3"), 0)])
+    assert versions(file) == [1, 3]
+
+
+def test_nobody_waits_for_the_reader_of_a_pipe(tmp_path: Path) -> None:
+    file = TraceFile(tmp_path / "t.json")
+    os.mkfifo(file.path)
+    for _ in range(2):
+        with pytest.raises(OSError, match="it is no file"):
+            file.add([(trace(version="1"), 0)])
+    file.path.unlink()
+    file.add([(trace(version="2"), 0)])
+    assert versions(file) == [2]
 
 
 def test_front_ends_are_told_of_changes_and_that_a_count_is_used_up(tmp_path: Path) -> None:
