@@ -134,7 +134,7 @@ class FrontEndCore:
         except ControlClosed:
             pass  # its end is noticed by the watcher
         except ControlFull:
-            logger.error("the supervisor reads nothing; not told: %r", message)
+            logger.error("the supervisor reads nothing; not told: %s", type(message).__name__)
 
     def _heard(self, message: object, fds: list[int]) -> None:
         """Obey, or end: a front end that missed a message would be wrong from here on, a new one is told everything."""

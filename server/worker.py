@@ -54,6 +54,7 @@ from ringserve.shm.shm_errors import PeerGone, RingCorrupt
 logger = logging.getLogger("ringserve.worker")
 
 # How long a worker whose supervisor died may go on with what it is doing.
+CAUSE_CHARS_MAX = 8192  # of why a model did not load
 ORPHAN_S_MAX = 30.0
 COUNT_MAX = (1 << 32) - 1  # what a completion has room for
 # After so many new objects the collector looks for garbage while a model is loaded, when nearly everything that is made stays:
@@ -319,7 +320,8 @@ def _load(channel: Channel) -> tuple[Backend, LoadModel, Signature, Emissions]:
         text = error.message if isinstance(error, RingServeError) else f"{type(error).__name__}: {error}"
         out_of_memory = isinstance(error, MemoryError | OutOfResources) or "CUDA out of memory" in text
         emissions.flush(channel, at_once=True)
-        channel.send(LoadFailed(text, out_of_memory))
+        cause = text[:CAUSE_CHARS_MAX].encode("utf-8", "replace").decode()  # a lone surrogate has no other way out
+        channel.send(LoadFailed(cause, out_of_memory))
         _exit_at_once()
     return backend, message, signature, emissions
 

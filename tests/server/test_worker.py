@@ -277,3 +277,13 @@ def test_a_worker_whose_model_fails_a_sample_never_says_that_it_is_loaded(start:
     assert worker.said() == LoadFailed("Warm-up with warmup[0] failed: Prediction failed", out_of_memory=False)
     assert worker.process.wait(WAIT_S_MAX) == 1
     assert "ValueError: as asked" in worker.errors()
+
+
+def test_why_a_model_does_not_load_is_told_within_bounds_and_whatever_its_text(start: Callable[..., Worker]) -> None:
+    worker = start(
+        source=HANDLER.replace("threading.Thread(", "raise ValueError('\\udcff' + 'x' * 10_000); threading.Thread(")
+    )
+    said = worker.said()
+    assert isinstance(said, LoadFailed)
+    assert "ValueError: ?xxx" in said.cause
+    assert len(said.cause) <= 8192
