@@ -83,6 +83,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
         )
         theirs.close()
         self.channel = Channel(ours, WorkerMessage)
