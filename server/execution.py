@@ -176,11 +176,15 @@ class Execution:
         self, slab: Slab, command: Command, control: RunningReplies, framing: Framing, receive_parcel: ReceiveParcel
     ) -> Segment | None:
         signature = self._signature
-        calls, parcels = read_calls(slab, command.first, command.rows, signature.batches, receive_parcel)
+        calls, refused, parcels = read_calls(slab, command.first, command.rows, signature.batches, receive_parcel)
         reach("requests-read")
         rows = wanted_rows(slab, command, time.monotonic_ns())
         control.calls = calls
         outcomes: list[RowReply] = [RowMark.NOT_COMPUTED] * command.rows
+        if refused:
+            rows = [row for row in rows if row not in refused]
+            for row, refusal in refused.items():
+                outcomes[row] = refusal
 
         def attempt(group: Sequence[int], is_retry: bool) -> RingServeError | None:
             return self._attempt_framed(control, framing, outcomes, group, is_retry)

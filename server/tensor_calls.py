@@ -13,7 +13,7 @@ import numpy as np
 
 from ringserve.backends.contract import ContractBroken, TensorCall, TensorResult
 from ringserve.protocol.datatypes import BYTES, DATATYPE_OF, DTYPES, join_elements, split_elements
-from ringserve.protocol.errors import RingServeError
+from ringserve.protocol.errors import BadRequest, RingServeError
 from ringserve.protocol.request import Scalar
 from ringserve.protocol.tensor import Signature
 from ringserve.protocol.tensor_frame import (
@@ -59,10 +59,12 @@ def bfloat16_dtype() -> np.dtype[Any]:
 
 def read_calls(
     slab: Slab, first: int, rows: int, batches: bool, receive_parcel: Callable[[], Segment]
-) -> tuple[list[TensorCall | None], list[Segment]]:
-    """`rows` rows from `first` on, and the parcels to close when the batch is answered; None for a row that is cancelled, which may
-    be a hole. Every row's parcel is taken, for they come in the order of the rows. Raises `RingCorrupt`."""
+) -> tuple[list[TensorCall | None], dict[int, RingServeError], list[Segment]]:
+    """`rows` rows from `first` on, the refusals of those whose tensors are none, and the parcels to close when the batch is answered.
+    None for a row that is refused, or cancelled, which may be a hole. What a client writes into memory of its own, nobody has looked
+    at before. Every row's parcel is taken, for they come in the order of the rows. Raises `RingCorrupt`."""
     calls: list[TensorCall | None] = []
+    refused: dict[int, RingServeError] = {}
     parcels = []
     for line in slab.table[first : first + rows, :REQUEST_WORDS].tolist():
         memory = slab.bytes_in
@@ -77,12 +79,16 @@ def read_calls(
         try:
             head = decode_call(memory[head_at : head_at + line[ROW_HEAD_BYTES]])
             calls.append(_call(head, memory[body_at : body_at + line[ROW_BODY_BYTES]], batches, line[ROW_DEADLINE_NS]))
-        except (FrameBroken, ValueError, KeyError) as error:
+        except BadRequest as refusal:
+            refused[len(calls)] = refusal
+            calls.append(None)
+        except (FrameBroken, KeyError) as error:
             raise RingCorrupt(f"a request's tensors cannot be read: {error}") from None
-    return calls, parcels
+    return calls, refused, parcels
 
 
 def _call(head: CallHead, body: memoryview, batches: bool, deadline_ns: int) -> TensorCall:
+    """Raises as `array_of`."""
     inputs = {each.name: array_of(each, body) for each in head.tensors}
     rows = 1
     if batches:
@@ -103,17 +109,21 @@ def _call(head: CallHead, body: memoryview, batches: bool, deadline_ns: int) -> 
 
 
 def array_of(spot: TensorPlace, body: memoryview) -> Array:
-    """The tensor as an array. Raises `ValueError` where its bytes are not those of its shape, `KeyError` for an unknown datatype."""
+    """The tensor as an array. Raises `BadRequest` where its bytes are not those of its shape, or numpy has no such shape (it has none
+    of [0, 2**62]), `KeyError` for an unknown datatype."""
     data = body[spot.offset : spot.offset + spot.length]
-    if spot.datatype == BYTES:
+    try:
+        if spot.datatype != BYTES:
+            dtype = bfloat16_dtype() if spot.datatype == "BF16" else np.dtype(DTYPES[spot.datatype])
+            return np.frombuffer(data, dtype).reshape(spot.shape)
         elements = split_elements(data)
         if len(elements) != math.prod(spot.shape):
             raise ValueError(f"{len(elements)} elements were written for the shape {list(spot.shape)}")
         array = np.empty(len(elements), dtype=object)
         array[:] = elements
         return array.reshape(spot.shape)
-    dtype = bfloat16_dtype() if spot.datatype == "BF16" else np.dtype(DTYPES[spot.datatype])
-    return np.frombuffer(data, dtype).reshape(spot.shape)
+    except ValueError as error:
+        raise BadRequest(f"Input {spot.name}: {str(error).removesuffix('.')}.") from None
 
 
 def compatible(call: TensorCall) -> object:
@@ -232,7 +242,10 @@ class Framing:
         return FramedReply(head, places, buffers, body_bytes)
 
     def _tensor(self, name: str, value: Any) -> tuple[str, tuple[int, ...], Any, int]:
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError) as error:
+            raise ContractBroken(f'Output "{name}": expected an array, got {type(value).__name__}: {error}.') from None
         if array.dtype.kind in "OSU":
             data = join_elements([_element(name, each) for each in array.ravel().tolist()])
             return BYTES, array.shape, data, len(data)
@@ -253,7 +266,10 @@ def _element(name: str, value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
+        try:
+            return value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ContractBroken(f'Output "{name}": expected texts that UTF-8 can have: {error}.') from None
     raise ContractBroken(f'Output "{name}": expected elements of bytes or str, got {type(value).__name__}.')
 
 

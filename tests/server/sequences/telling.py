@@ -65,10 +65,11 @@ async def refuse(supervisor: Supervisor, sequence_id: str) -> None:
 
 
 def calls_of(worker: "DirectedWorker", command: "Command") -> "list[TensorCall | None]":
-    calls, parcels = read_calls(
+    calls, refused, parcels = read_calls(
         worker.lane.slabs[command.slab], command.first, command.rows, True, worker.link.receive_parcel
     )
     assert parcels == []
+    assert refused == {}
     return calls
 
 
