@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from ringserve.protocol.errors import BadRequest, Internal, InvalidKey, RingServeError, ShuttingDown
+from ringserve.protocol.errors import BadRequest, DeadlineExceeded, Internal, InvalidKey, RingServeError, ShuttingDown
 from ringserve.server.logs.access import AccessLog
 from ringserve.server.metrics.meter import Responses
 from ringserve.server.rpc.statuses import StatusOf, http_class_of
@@ -66,7 +66,8 @@ class _EitherDoor(Door):
 class Calls:
     """Those of one front end. `responses` is where they are counted, if they are."""
 
-    def __init__(self, access: AccessLog | None) -> None:
+    def __init__(self, access: AccessLog | None, write_timeout_s: int = 60) -> None:
+        self.write_timeout_s = write_timeout_s
         self.responses: Responses | None = None
         self.running = 0
         self.pause: asyncio.Event | None = None  # calls that come now wait for it
@@ -273,7 +274,7 @@ class _Call:
                 if generates:
                     async with aclosing(behaviour(said, context)) as replies:
                         async for reply in replies:
-                            await context.write(reply)
+                            await write_within(calls.write_timeout_s, context, reply)
                 else:
                     await behaviour(said, context)
                 if requests is not None and requests.was_cut:
@@ -305,6 +306,16 @@ class _Call:
             error = Internal(f"{type(error).__name__}: {error}")
         code, details = self._status_of(error)
         return code.value[0], (code, details)
+
+
+async def write_within(timeout_s: float, context: Context, message: Any) -> None:
+    """Send one message of a stream. Raises `DeadlineExceeded` where the client takes nothing for so long: what is kept for it, a part of
+    its model's worker, must not stay away from others."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await context.write(message)
+    except TimeoutError:
+        raise DeadlineExceeded(f"The client has read nothing for {timeout_s} s.") from None
 
 
 def retry_after(error: BaseException) -> tuple[tuple[str, str], ...]:

@@ -18,3 +18,4 @@ class RpcContext:
     request_bytes_max: int
     open_inference: OpenInference
     front_end: int = 0
+    write_timeout_s: int = 60

@@ -98,7 +98,7 @@ class GrpcTransport:
         self._first = first
         self._forwarding = Forwarding(Path(first.admin_socket), ())
         self._access = open_access_log(first.access_log, first.log_format)
-        self._calls = Calls(self._access)
+        self._calls = Calls(self._access, first.write_timeout_s)
         self._certificate = b""  # with its private key
         service = OpenInference(
             core.table,
@@ -109,7 +109,13 @@ class GrpcTransport:
             strict_readiness=first.strict_readiness,
         )
         context = RpcContext(
-            core.table, self._forwarding, first.server_version, first.request_bytes_max, service, first.index
+            core.table,
+            self._forwarding,
+            first.server_version,
+            first.request_bytes_max,
+            service,
+            first.index,
+            first.write_timeout_s,
         )
         self._inference, self._management = (Door(tokens=first.tokens) for _ in range(2))
         self._both = tuple(

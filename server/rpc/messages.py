@@ -37,8 +37,8 @@ class GrpcOptions(msgspec.Struct, frozen=True, array_like=True):
 class ServeGrpc(Message, frozen=True):
     """The first message to a gRPC front end, which is number `index` of the `front_ends` of any kind. Management is passed on to the
     `admin_socket`. With `tokens`, nobody is let in before `Keys` have come; with `tls`, nothing is served before
-    `UseCertificate`. Each call is a line of the file `access_log`, where there is one. The last three
-    are as in `ServeHttp`."""
+    `UseCertificate`. Each call is a line of the file `access_log`, where there is one. A client that takes no message of its
+    stream for `write_timeout_s` is cut off. The last four are as in `ServeHttp`."""
 
     inference: GrpcListener
     management: GrpcListener
@@ -55,3 +55,4 @@ class ServeGrpc(Message, frozen=True):
     server_id: str = "ringserve"
     extensions: tuple[str, ...] = ()
     strict_readiness: bool = True
+    write_timeout_s: int = 60

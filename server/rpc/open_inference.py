@@ -48,10 +48,10 @@ def callable_in_one(found: Found) -> None:
 class OpenInferenceService:
     """The rpcs, of which those that are not the supervisor's are answered here. They raise `RingServeError`s (`v2_grpc_status`)."""
 
-    def __init__(self, core: OpenInference, control: ControlCalls) -> None:
+    def __init__(self, core: OpenInference, control: ControlCalls, write_timeout_s: int = 60) -> None:
         self._core = core
         self._control = control
-        self._stream = InferStream(core)
+        self._stream = InferStream(core, write_timeout_s)
 
     async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=self._core.live())
@@ -148,5 +148,6 @@ def _described(tensor: TensorMetadata) -> pb.ModelMetadataResponse.TensorMetadat
 
 def add_open_inference(services: Services, context: RpcContext) -> None:
     """Both names of the service; `Services` gives errors their statuses."""
-    service = OpenInferenceService(context.open_inference, ControlCalls(context.forwarding))
+    control = ControlCalls(context.forwarding)
+    service = OpenInferenceService(context.open_inference, control, context.write_timeout_s)
     services.add(lambda servicer, server: servicer.add_to_server(server), service, v2_grpc_status, changes=CHANGES)

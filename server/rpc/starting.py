@@ -59,6 +59,7 @@ def grpc_front_ends(settings: Settings, sockets: Mapping[str, socket.socket], ht
         server_id=http.server_id,
         extensions=http.extensions,
         strict_readiness=http.strict_readiness,
+        write_timeout_s=http.write_timeout_s,
     )
     return GrpcFrontEnds(settings.grpc_frontends, first)
 

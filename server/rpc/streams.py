@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator
 
 import grpc.aio
 
-from ringserve.protocol.errors import RingServeError, VersionNotFound
+from ringserve.protocol.errors import DeadlineExceeded, RingServeError, VersionNotFound
 from ringserve.protocol.grpc.open_inference_pb2 import ModelInferResponse
 from ringserve.server.inflight import Pending
 from ringserve.server.open_inference.call import InferCall
 from ringserve.server.open_inference.service import Found, OpenInference, Started
+from ringserve.server.rpc.calls import write_within
 from ringserve.server.rpc.tensors import InferMessage, call_of, in_stream, response_bytes
 from ringserve.server.rpc.v2_calls import Context, Metered, deadline_ns, details_of, not_there
 
@@ -40,13 +41,14 @@ class _Ended(Exception):
 class InferStream:
     """Serves each stream in a `_Conversation` of its own."""
 
-    def __init__(self, core: OpenInference) -> None:
+    def __init__(self, core: OpenInference, write_timeout_s: float) -> None:
         self._core = core
+        self._write_timeout_s = write_timeout_s
 
     async def serve(self, requests: AsyncIterator[InferMessage], context: Context) -> None:
         """Until the client has said everything and all of it is answered. Cancelled, it cancels every request. Raises the
         `RingServeError` that a client wants as status."""
-        conversation, error = _Conversation(self._core, context), None
+        conversation, error = _Conversation(self._core, context, self._write_timeout_s), None
         try:
             await conversation.run(requests)
         except* _Ended as ended:
@@ -61,8 +63,9 @@ def _first(group: BaseExceptionGroup[_Ended]) -> RingServeError | None:
 
 
 class _Conversation:
-    def __init__(self, core: OpenInference, context: Context) -> None:
+    def __init__(self, core: OpenInference, context: Context, write_timeout_s: float) -> None:
         self._core = core
+        self._write_timeout_s = write_timeout_s
         self._context = context
         self._deadline_ns = deadline_ns(context)
         self._status_wanted = (STATUS_WANTED, "true") in (context.invocation_metadata() or ())
@@ -160,9 +163,12 @@ class _Conversation:
             if self._over:
                 return
             try:
-                await self._context.write(said)
+                await write_within(self._write_timeout_s, self._context, said)
             except GONE:
                 raise _Ended(None) from None
+            except DeadlineExceeded as error:
+                self._over = True
+                raise _Ended(error) from None
 
 
 def _cancelled_with(task: asyncio.Task[None], pending: Pending) -> None:

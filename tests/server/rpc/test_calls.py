@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf import empty_pb2
 
-from ringserve.protocol.errors import Internal, NoWorker, QueueFull, RingServeError
+from ringserve.protocol.errors import DeadlineExceeded, Internal, NoWorker, QueueFull, RingServeError
 from ringserve.server.control import Credential
 from ringserve.server.logs.access import AccessLog
 from ringserve.server.metrics.meter import Responses
@@ -216,6 +216,37 @@ def test_a_stream_of_requests_ends_when_the_server_stops_with_what_has_come_answ
             assert (caught.value.details() or "").startswith("GRPC server is shutting down")
 
     run(scenario)
+
+
+def test_a_client_that_takes_nothing_is_cut_off_and_what_it_asked_for_is_let_go() -> None:
+    """What its model has for it must not stay away from others."""
+    ended = []
+
+    class Endless(Servicer):
+        async def many(self, request: Any, context: Any) -> AsyncGenerator[Any]:
+            try:
+                while True:
+                    yield Empty()
+            finally:
+                ended.append("let go")
+
+    class Unread(SimpleNamespace):
+        async def write(self, message: Any) -> None:
+            await asyncio.Event().wait()
+
+        async def abort(self, code: grpc.StatusCode, details: str, metadata: object) -> None:
+            ended.append(f"{code.name}: {details}")
+
+    async def scenario() -> None:
+        services = Services(Calls(None, 0), Door(tokens=False))
+        services.add(add, Endless(), torchserve_status)
+        (handlers,) = services.handlers.values()
+        with pytest.raises(DeadlineExceeded):
+            await handlers["Many"].unary_stream(Empty(), Unread(peer=lambda: "ipv4:127.0.0.1:9"))  # type: ignore[misc, arg-type]
+
+    asyncio.run(asyncio.wait_for(scenario(), WAIT_S_MAX))
+    assert ended[0] == "let go"
+    assert ended[1].startswith("DEADLINE_EXCEEDED: The client has read nothing for 0 s.")
 
 
 def test_a_task_that_is_cancelled_while_it_reads_requests_is_not_taken_for_the_end_of_them() -> None:
