@@ -201,8 +201,13 @@ def test_an_archive_may_hold_a_config_pbtxt(site: Site) -> None:
     ],
 )
 def test_what_cannot_be_served_is_reported_with_its_reason(site: Site, file: str, reason: str) -> None:
-    status = httpx.get(f"{site.server.management_url}/status", trust_env=False).json()
-    [row] = [each for each in status["repository"] if each["file"] == file]
+    def reported() -> dict[str, str]:
+        status = httpx.get(f"{site.server.management_url}/status", trust_env=False).json()
+        [row] = [each for each in status["repository"] if each["file"] == file]
+        return dict(row)
+
+    wait_until(lambda: reported()["state"] != "incomplete", WAIT_S, "a look at it when it is complete")
+    row = reported()
     assert row["state"] == "refused"
     assert reason in row["reason"]
 
