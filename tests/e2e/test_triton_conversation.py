@@ -5,12 +5,10 @@ over REST and gRPC. Step for step the same, but for what is listed with its reas
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from ringserve.server.testing import wait_until
 from tests.e2e.triton.accepted import ACCEPTED, OURS
-from tests.e2e.triton.replay import held, read, server_of
+from tests.e2e.triton.replay import held, read, ready_ports, server_of
 from tests.e2e.triton.talk import Talk
 from tests.e2e.triton.verdicts import Verdict
 
@@ -18,7 +16,6 @@ RECORDED = Path(__file__).parent / "recorded" / "triton-2.51.jsonl.gz"
 STEPS_MIN = 2000
 SAME_SHARE_MIN = 0.92  # word for word, as far as words are the server's
 RIGHT_SHARE_MIN = 0.97  # the same status and tensors, or the difference is what the contract asks for
-READY_S_MAX = 60.0
 
 Judged = tuple[str, Verdict, str]
 
@@ -27,11 +24,7 @@ Judged = tuple[str, Verdict, str]
 def conversation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Judged]]:
     server = server_of(tmp_path_factory.mktemp("triton"))
     with server:
-        wait_until(
-            lambda: httpx.get(f"{server.inference_url}/v2/health/ready").status_code == 200, READY_S_MAX, "ready"
-        )
-        http, rpc = (int(each.rpartition(":")[2]) for each in (server.inference_url, server.grpc_address))
-        talk = Talk(http, rpc)
+        talk = Talk(*ready_ports(server))
         judged = [(chapter, verdict, why) for chapter, _, verdict, why in held(read(RECORDED), talk)]
         talk.close()
     assert server.remains() == []

@@ -18,11 +18,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from ringserve.server.testing import FLAGS, ServerProcess
+import httpx
+
+from ringserve.server.testing import FLAGS, ServerProcess, wait_until
 from tests.e2e.triton.repository import REPOSITORY, write_repository
 from tests.e2e.triton.steps_control import KEY, KEY_BYTES
 from tests.e2e.triton.talk import Talk, client_region
 from tests.e2e.triton.verdicts import Verdict, judged
+
+READY_S_MAX = 60.0
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -40,6 +44,14 @@ def server_of(folder: Path, **more: Any) -> ServerProcess:
     return ServerProcess(
         folder / "repository", models=(), config=config, flags=flags, folder=folder / "server", grpc=True
     )
+
+
+def ready_ports(server: ServerProcess) -> tuple[int, int]:
+    """Its HTTP and gRPC ports, once every model is loaded."""
+    url = f"{server.inference_url}/v2/health/ready"
+    wait_until(lambda: httpx.get(url).status_code == 200, READY_S_MAX, "every model to be loaded")
+    http, rpc = (int(each.rpartition(":")[2]) for each in (server.inference_url, server.grpc_address))
+    return http, rpc
 
 
 def held(lines: list[dict[str, Any]], talk: Talk) -> Iterator[tuple[str, dict[str, Any], Verdict, str]]:
@@ -76,8 +88,7 @@ def main(file: str, *ports: str) -> None:
         show(lines, int(ports[0]), int(ports[1]))
         return
     with tempfile.TemporaryDirectory() as folder, server_of(Path(folder)) as server:
-        http, rpc = (int(each.rpartition(":")[2]) for each in (server.inference_url, server.grpc_address))
-        show(lines, http, rpc)
+        show(lines, *ready_ports(server))
 
 
 if __name__ == "__main__":
