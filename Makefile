@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STRESS_S ?= 600
 KSERVE ?= .venv-kserve
-JOBS   ?= 2
+JOBS   ?= 3
 FOLDERS := protocol shm backends server tools
 
 .DEFAULT_GOAL := help
@@ -36,7 +36,7 @@ dev: $(VENV)/.installed
 serve: dev
 	$(BIN)/python examples/digits/serve.py
 
-# Two at a time: most tests of processes wait most of the time. A file's tests stay together, with the servers they share.
+# Three at a time: most tests of processes wait most of the time. A file's tests stay together, with the servers they share.
 test: dev
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
